@@ -1,0 +1,123 @@
+"""What is sold: public features that agents see, and secrets that only shoppers feel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from recenv.errors import UsageError
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The items of a shop.
+
+    Public: category, brand, price, keywords. Secret: appeal, quality, embedding.
+
+    Attributes:
+        category_I: index of the category, 0..K-1.
+        brand_I: index of the brand.
+        price_I: price in the shop's currency, > 0.
+        keywords_IW: how often each word stands in the item's description.
+        appeal_I: how tempting an item looks, in units of utility.
+        quality_I: how satisfied its buyer is, in [-1, 1].
+        embedding_ID: unit vectors in the space of interests.
+        num_categories: K (a category may be empty).
+        item_names, category_names: what to call them in pictures and reports.
+    """
+
+    category_I: IntArray
+    brand_I: IntArray
+    price_I: FloatArray
+    keywords_IW: FloatArray
+    appeal_I: FloatArray
+    quality_I: FloatArray
+    embedding_ID: FloatArray
+    num_categories: int
+    item_names: tuple[str, ...] = ()
+    category_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = {len(getattr(self, name)) for name in ARRAYS}
+        if len(sizes) != 1 or 0 in sizes:
+            raise UsageError(f"a catalogue's arrays must have one length > 0, got {sorted(sizes)}")
+        for name in ARRAYS:
+            if not np.isfinite(getattr(self, name)).all():
+                raise UsageError(f"the catalogue's {name} holds values that are not finite")
+        if self.category_I.min() < 0 or self.category_I.max() >= self.num_categories:
+            raise UsageError(f"category_I must lie in 0..{self.num_categories - 1}")
+        if self.price_I.min() <= 0:
+            raise UsageError("prices must be positive")
+
+    @property
+    def num_items(self) -> int:
+        return len(self.category_I)
+
+    @property
+    def interest_dim(self) -> int:
+        return self.embedding_ID.shape[1]
+
+    @cached_property
+    def log_price_I(self) -> FloatArray:
+        """Log price, standardised over the catalogue."""
+        log_price = np.log(self.price_I)
+        spread = log_price.std() if self.num_items > 1 else 0.0
+        return ((log_price - log_price.mean()) / max(spread, 1e-6)).astype(np.float32)
+
+    @cached_property
+    def features_IF(self) -> FloatArray:
+        """What agents may know of an item: one-hot category and brand, log price, words."""
+        brands = int(self.brand_I.max()) + 1
+        return np.concatenate(
+            [
+                np.eye(self.num_categories, dtype=np.float32)[self.category_I],
+                np.eye(brands, dtype=np.float32)[self.brand_I],
+                self.log_price_I[:, None],
+                self.keywords_IW.astype(np.float32),
+            ],
+            axis=1,
+        )
+
+    def rows(self, difficulty: float) -> FloatArray:
+        """(I, D + 4): all that a step needs of an item, contiguous, so that it is one gather.
+
+        The columns are those that ``dynamics.unpack`` splits.
+        """
+        columns = [self.appeal_I - difficulty, self.log_price_I, self.quality_I, self.category_I]
+        return np.ascontiguousarray(
+            np.column_stack([self.embedding_ID, *columns]), dtype=np.float32
+        )
+
+    def first(self, count: int) -> Catalogue:
+        """The first ``count`` items (loaded worlds sort theirs by sales)."""
+        arrays = {name: getattr(self, name)[:count] for name in ARRAYS}
+        names = self.item_names[:count]
+        return Catalogue(
+            **arrays,
+            num_categories=self.num_categories,
+            item_names=names,
+            category_names=self.category_names,
+        )
+
+    def item_name(self, item: int) -> str:
+        return self.item_names[item] if self.item_names else f"item {item}"
+
+    def category_name(self, category: int) -> str:
+        return self.category_names[category] if self.category_names else f"category {category}"
+
+
+ARRAYS = (
+    "category_I",
+    "brand_I",
+    "price_I",
+    "keywords_IW",
+    "appeal_I",
+    "quality_I",
+    "embedding_ID",
+)

@@ -1,0 +1,28 @@
+"""Errors that a user can mend: one line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """A mistake in what was asked for. The message is one line and names the fix."""
+
+
+class MissingExtra(UsageError, ImportError):
+    """An optional dependency is not installed. The message names the extra."""
+
+    def __init__(self, what: str, module: str, extra: str):
+        super().__init__(
+            f"{what} needs {module}, which is not installed: "
+            f'install it with pip install "recenv[{extra}]"'
+        )
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not among ``known``, with the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+    return UsageError(f"unknown {kind} {name!r}: {hint}")

@@ -1,0 +1,201 @@
+"""What an agent sees: the latent state of the shopper, or only her behaviour so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+
+from recenv.catalogue import FloatArray
+from recenv.dynamics import Array, Dynamics, Event, State, Traits
+from recenv.population import TRAIT_LIMIT, Population
+
+SLACK = 1e-3  # bounds hold in spite of rounding
+
+
+class Observer(Protocol):
+    """Turns a shopper into a flat observation (..., S) within finite bounds."""
+
+    space: spaces.Box
+
+    def layout(self) -> dict[str, slice]:
+        """Where each part lies in the last axis."""
+        ...
+
+    def unflatten(self, observation: Array) -> dict[str, Array]:
+        """The parts of observations (..., S) by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The whole state of the shopper, so that the problem is an MDP.
+
+    interest * sqrt(D) (D) | satiation / gain (K) | scaled satisfaction | trust |
+    refusals / tolerance | base rate / its spread | price sensitivity / its mean |
+    remaining / T.
+    """
+
+    population: Population
+    dynamics: Dynamics
+    num_categories: int
+    horizon: int
+
+    @property
+    def interest_dim(self) -> int:
+        return self.population.interest_dim
+
+    @property
+    def size(self) -> int:
+        return self.interest_dim + self.num_categories + 6
+
+    @cached_property
+    def _scales(self) -> tuple[float, ...]:
+        """What makes interest, satiation, base rate, price and remaining of order one."""
+        return (
+            self.interest_dim**0.5,
+            1.0 / (self.dynamics.satiation_gain or 1.0),
+            1.0 / (self.population.base_rate_spread or 1.0),
+            1.0 / (self.population.price_sensitivity or 1.0),
+            1.0 / self.horizon,
+        )
+
+    @property
+    def space(self) -> spaces.Box:
+        d, k = self.interest_dim, self.num_categories
+        steps = self.horizon
+        bought = _geometric(self.dynamics.satiation_decay, steps)
+        satisfaction = self.dynamics.trust_slope * _geometric(self.dynamics.trust_memory, steps)
+        refusals = steps / self.population.least_tolerance
+        price = 1.0 + TRAIT_LIMIT * self.population.price_spread
+        low = [-(d**0.5)] * d + [0.0] * k
+        high = [d**0.5] * d + [bought] * k
+        low += [-satisfaction, -1.0, 0.0, -TRAIT_LIMIT, 2.0 - price, 0.0]
+        high += [satisfaction, 1.0, refusals, TRAIT_LIMIT, price, 1.0]
+        return spaces.Box(
+            np.array(low, dtype=np.float32) - SLACK,
+            np.array(high, dtype=np.float32) + SLACK,
+            dtype=np.float32,
+        )
+
+    def observe(self, xp: Any, state: State, traits: Traits) -> Array:
+        """(..., S), a new array."""
+        interest, satiation, base_rate, price, remaining = self._scales
+        satisfaction = self.dynamics.trust_slope * state.satisfaction
+        parts = [
+            interest * state.interest,
+            satiation * state.satiation,
+            satisfaction[..., None],
+            xp.tanh(satisfaction)[..., None],
+            (state.refusals / traits.tolerance)[..., None],
+            (base_rate * traits.base_rate)[..., None],
+            (price * traits.price_sensitivity)[..., None],
+            (remaining * state.remaining)[..., None],
+        ]
+        return xp.concat(parts, axis=-1)
+
+    def layout(self) -> dict[str, slice]:
+        sizes = {"interest": self.interest_dim, "satiation": self.num_categories}
+        sizes |= {"satisfaction": 1, "trust": 1, "refusals": 1}
+        return _consecutive(sizes | {"base_rate": 1, "price_sensitivity": 1, "remaining": 1})
+
+    def unflatten(self, observation: Array) -> dict[str, Array]:
+        return {name: observation[..., part] for name, part in self.layout().items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """Only what the shopper did: a POMDP.
+
+    remaining / T | share of each event so far (6) | the last H interactions, newest
+    first, each the item's features (F) and its event one-hot (6); zero where none yet.
+    """
+
+    features_IF: FloatArray
+    history: int
+    horizon: int
+
+    @property
+    def num_events(self) -> int:
+        return len(Event)
+
+    @property
+    def size(self) -> int:
+        width = self.features_IF.shape[1] + self.num_events
+        return 1 + self.num_events + self.history * width
+
+    @property
+    def table(self) -> FloatArray:
+        """(I + 1, F): features, and a last row of zeros for "nothing yet" (item -1)."""
+        return np.concatenate([self.features_IF, np.zeros_like(self.features_IF[:1])])
+
+    @property
+    def event_table(self) -> FloatArray:
+        """(7, 6): events one-hot, and a last row of zeros for "nothing yet" (event -1)."""
+        eye = np.eye(self.num_events, dtype=np.float32)
+        return np.concatenate([eye, np.zeros_like(eye[:1])])
+
+    @property
+    def space(self) -> spaces.Box:
+        head = 1 + self.num_events
+        events = np.ones(self.num_events, dtype=np.float32)
+        low = np.concatenate([np.minimum(self.features_IF.min(axis=0), 0), 0 * events])
+        high = np.concatenate([np.maximum(self.features_IF.max(axis=0), 0), events])
+        return spaces.Box(
+            np.concatenate([np.zeros(head, np.float32), np.tile(low, self.history)]) - SLACK,
+            np.concatenate([np.ones(head, np.float32), np.tile(high, self.history)]) + SLACK,
+            dtype=np.float32,
+        )
+
+    def observe(
+        self,
+        xp: Any,
+        remaining: Array,
+        counts: Array,
+        items: Array,
+        events: Array,
+        table: Array,
+        event_table: Array,
+    ) -> Array:
+        """(..., S) from counts (..., 6), and items and events (..., H) with -1 for none."""
+        lead = tuple(items.shape[:-1])
+        told = table[items]
+        done = event_table[events]
+        past = xp.reshape(xp.concat([told, done], axis=-1), (*lead, -1))
+        head = xp.concat([remaining[..., None], counts], axis=-1) * (1.0 / self.horizon)
+        return xp.concat([head, past], axis=-1)
+
+    def layout(self) -> dict[str, slice]:
+        return _consecutive(
+            {"remaining": 1, "counts": self.num_events, "interactions": self.size - 7}
+        )
+
+    def unflatten(self, observation: Array) -> dict[str, Array]:
+        """``remaining``, ``counts``, ``items`` (..., H, F) and ``events`` (..., H, 6)."""
+        layout = self.layout()
+        past = observation[..., layout["interactions"]]
+        past = past.reshape(*past.shape[:-1], self.history, -1)
+        return {
+            "remaining": observation[..., layout["remaining"]],
+            "counts": observation[..., layout["counts"]],
+            "items": past[..., : -self.num_events],
+            "events": past[..., -self.num_events :],
+        }
+
+
+def _geometric(ratio: float, steps: int) -> float:
+    """1 + ratio + ... + ratio**(steps - 1), the bound of a decaying sum."""
+    if ratio >= 1:
+        return float(steps)
+    return float((1 - ratio**steps) / (1 - ratio))
+
+
+def _consecutive(sizes: dict[str, int]) -> dict[str, slice]:
+    start, parts = 0, {}
+    for name, size in sizes.items():
+        parts[name] = slice(start, start + size)
+        start += size
+    return parts

@@ -1,0 +1,251 @@
+"""Who walks in: latent interests, base rates, price sensitivities, and their luck."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recenv.catalogue import FloatArray, IntArray
+from recenv.dynamics import State, Traits
+from recenv.errors import UsageError
+from recenv.seeding import Role, generator
+
+# Traits are drawn from normals cut off here, so that observations have finite bounds.
+TRAIT_LIMIT = 3.0
+DRIFT_BITS = 10
+DRIFT_ROWS = 2**DRIFT_BITS  # of the frozen table of normal vectors: small enough for a cache
+THRESHOLD_BITS = 32 - DRIFT_BITS
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """A distribution of shoppers: a mixture over interests, and traits around a mean.
+
+    Attributes:
+        weight_C: probability of each mixture component.
+        centre_CD: its mean interest, before normalisation.
+        spread_CD: its standard deviation per dimension.
+        price_sensitivity: utility lost per standard deviation of log price, on average.
+        price_spread: relative standard deviation of it between shoppers.
+        base_rate_spread: standard deviation of the shoppers' base rates.
+        tolerance: median number of refusals in a row that a shopper bears.
+        tolerance_spread: standard deviation of its logarithm.
+        known_interest_MD, known_base_rate_M: real shoppers, where the world has them;
+            a finite clientele is taken from these before any is drawn.
+    """
+
+    weight_C: FloatArray
+    centre_CD: FloatArray
+    spread_CD: FloatArray
+    price_sensitivity: float = 0.5
+    price_spread: float = 0.3
+    base_rate_spread: float = 0.3
+    tolerance: float = 6.0
+    tolerance_spread: float = 0.3
+    known_interest_MD: FloatArray | None = None
+    known_base_rate_M: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {self.centre_CD.shape, self.spread_CD.shape}
+        if len(shapes) != 1 or len(self.weight_C) != len(self.centre_CD):
+            raise UsageError("a population's weight_C, centre_CD and spread_CD must agree in shape")
+        if self.weight_C.min() < 0 or abs(float(self.weight_C.sum()) - 1) > 1e-3:
+            raise UsageError("a population's weight_C must be probabilities that sum to one")
+
+    @property
+    def interest_dim(self) -> int:
+        return self.centre_CD.shape[1]
+
+    @cached_property
+    def _cumulative_C(self) -> FloatArray:
+        """Upper ends of the components' shares of [0, 1)."""
+        cumulative = np.cumsum(self.weight_C, dtype=np.float64)
+        return (cumulative / cumulative[-1])[:-1]
+
+    def draw(self, rng: np.random.Generator, count: int) -> People:
+        """``count`` new shoppers."""
+        component = np.searchsorted(self._cumulative_C, rng.random(count))
+        interest = rng.standard_normal((count, self.interest_dim), dtype=np.float32)
+        interest *= self.spread_CD.take(component, axis=0)
+        interest += self.centre_CD.take(component, axis=0)
+        trait = _bounded_normal(rng, (count, 3))
+        return People(normalise(interest), *np.ascontiguousarray(trait.T))
+
+    def clientele(self, count: int, world_seed: int) -> People:
+        """``count`` regular shoppers: the world's real ones first, then drawn ones."""
+        rng = generator(Role.CLIENTELE, world_seed)
+        people = self.draw(rng, count)
+        if self.known_interest_MD is None or self.known_base_rate_M is None:
+            return people
+        known = rng.permutation(len(self.known_interest_MD))[:count]
+        base_rate = self.known_base_rate_M[known] / max(self.base_rate_spread, 1e-6)
+        people.interest[: len(known)] = self.known_interest_MD[known]
+        people.base_rate[: len(known)] = np.clip(base_rate, -TRAIT_LIMIT, TRAIT_LIMIT)
+        return people
+
+    def traits(self, people: People) -> Traits:
+        """The shoppers' traits in units of utility and steps."""
+        return Traits(
+            base_rate=self.base_rate_spread * people.base_rate,
+            price_sensitivity=self.price_sensitivity
+            * (1.0 + self.price_spread * people.price_sensitivity),
+            tolerance=self.tolerance * np.exp(self.tolerance_spread * people.tolerance),
+        )
+
+    @property
+    def least_tolerance(self) -> float:
+        return float(self.tolerance * np.exp(-TRAIT_LIMIT * self.tolerance_spread))
+
+
+class People(NamedTuple):
+    """Shoppers as they were born: interests, and traits as standard normals."""
+
+    interest: FloatArray  # (n, D)
+    base_rate: FloatArray  # (n,)
+    price_sensitivity: FloatArray  # (n,)
+    tolerance: FloatArray  # (n,)
+
+
+class Sessions(NamedTuple):
+    """``n`` sessions before their first recommendation, with their whole luck."""
+
+    shopper_id: IntArray  # (n,)
+    state: State
+    traits: Traits
+    threshold: FloatArray  # (n, T) logits of uniforms
+    drift_row: IntArray  # (n, T) rows of the drift table
+
+    def rows(self, index: slice | IntArray) -> Sessions:
+        """Some of the sessions."""
+        return Sessions(
+            self.shopper_id[index],
+            State(*(leaf[index] for leaf in self.state)),
+            Traits(*(leaf[index] for leaf in self.traits)),
+            self.threshold[index],
+            self.drift_row[index],
+        )
+
+
+def decode_luck(word: np.ndarray[Any, np.dtype[np.uint32]]) -> tuple[FloatArray, IntArray]:
+    """Split 32-bit words into choice thresholds (logits) and rows of the drift table."""
+    uniform = (word >> np.uint32(DRIFT_BITS)).astype(np.float32)
+    uniform += np.float32(0.5)
+    uniform *= np.float32(2.0**-THRESHOLD_BITS)
+    uniform /= 1.0 - uniform
+    threshold = np.log(uniform, out=uniform)
+    return threshold, (word & np.uint32(DRIFT_ROWS - 1)).astype(np.int16)
+
+
+def drift_table(interest_dim: int) -> FloatArray:
+    """The frozen (DRIFT_ROWS, D) table of normal vectors, of unit norm on average."""
+    rng = generator(Role.DRIFT_TABLE, interest_dim)
+    table = rng.standard_normal((DRIFT_ROWS, interest_dim))
+    table -= table.mean(axis=0)  # a table with a mean would be a wind, not a drift
+    return (table / np.sqrt(interest_dim)).astype(np.float32)
+
+
+class Arrivals:
+    """The queue at the door: sessions drawn in blocks from one generator.
+
+    What is drawn depends on the generator alone, never on what is recommended, so that
+    two agents evaluated with one seed meet the same shoppers with the same luck.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        num_categories: int,
+        horizon: int,
+        block: int,
+        clientele: People | None = None,
+    ):
+        self.population = population
+        self.num_categories = num_categories
+        self.horizon = horizon
+        self.block = block
+        self.clientele = clientele
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget who is waiting: a newly seeded generator starts a new queue."""
+        self._waiting: Sessions | None = None
+        self._next = 0
+        self._arrived = 0
+
+    def take(self, rng: np.random.Generator, count: int) -> Sessions:
+        """The next ``count`` sessions."""
+        parts = []
+        while count:
+            if self._waiting is None or self._next == self.block:
+                self._waiting, self._next = self._draw(rng), 0
+            end = min(self._next + count, self.block)
+            parts.append(self._waiting.rows(slice(self._next, end)))
+            count -= end - self._next
+            self._next = end
+        return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+    def _draw(self, rng: np.random.Generator) -> Sessions:
+        n, horizon = self.block, self.horizon
+        if self.clientele is None:
+            people = self.population.draw(rng, n)
+            shopper_id = np.arange(self._arrived, self._arrived + n)
+        else:
+            shopper_id = rng.integers(len(self.clientele.interest), size=n)
+            people = People(*(trait[shopper_id] for trait in self.clientele))
+        self._arrived += n
+        patience = rng.standard_exponential(n, dtype=np.float32)
+        word = _words(rng, n * horizon).reshape(n, horizon)
+        return Sessions(
+            shopper_id,
+            initial_state(people.interest, patience, self.num_categories, horizon),
+            self.population.traits(people),
+            *decode_luck(word),
+        )
+
+
+def initial_state(
+    interest: FloatArray, patience: FloatArray, num_categories: int, horizon: int
+) -> State:
+    """Shoppers at the door: nothing bought, nothing refused."""
+    n = len(interest)
+    satisfaction, refusals = np.zeros((2, n), dtype=np.float32)
+    return State(
+        interest=interest,
+        satiation=np.zeros((n, num_categories), dtype=np.float32),
+        satisfaction=satisfaction,
+        refusals=refusals,
+        patience=patience,
+        remaining=np.full(n, horizon, dtype=np.float32),
+    )
+
+
+def normalise(vector: FloatArray) -> FloatArray:
+    """Scale the last axis to unit length."""
+    norm = np.sqrt(np.einsum("...d,...d->...", vector, vector))
+    return (vector / np.maximum(norm, 1e-12)[..., None]).astype(np.float32, copy=False)
+
+
+def _words(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """``count`` words of 32 random bits; drawn two at a time, which takes half as long."""
+    pairs = rng.integers(0, 2**64 - 1, size=(count + 1) // 2, dtype=np.uint64, endpoint=True)
+    return pairs.view(np.uint32)[:count]
+
+
+def _bounded_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
+    return np.clip(rng.standard_normal(shape, dtype=np.float32), -TRAIT_LIMIT, TRAIT_LIMIT)
+
+
+def _concatenate(parts: list[Sessions]) -> Sessions:
+    def join(*leaves: Any) -> Any:
+        return np.concatenate(leaves)
+
+    return Sessions(
+        join(*(p.shopper_id for p in parts)),
+        State(*map(join, *(p.state for p in parts))),
+        Traits(*map(join, *(p.traits for p in parts))),
+        join(*(p.threshold for p in parts)),
+        join(*(p.drift_row for p in parts)),
+    )

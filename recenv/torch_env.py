@@ -1,0 +1,235 @@
+"""N shoppers at once on torch tensors, on any device: the same step, the same arrivals.
+
+With one seed it meets the same shoppers with the same luck as ``RecsysVectorEnv``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.utils import seeding
+from gymnasium.vector.utils import batch_space
+
+from recenv.dynamics import State, Tables, Traits, step
+from recenv.errors import MissingExtra, UsageError
+from recenv.population import Sessions
+from recenv.shop import Lenses, Memory, Shop
+
+try:
+    import torch
+    from array_api_compat import torch as xp
+except ModuleNotFoundError:
+    raise MissingExtra("recenv.torch_env", "torch", "agents") from None
+
+Tensor = torch.Tensor
+# Newcomers kept on the device, per slot. They are counted on the host only when this
+# many steps could have used them up, so that a step does not wait for the device.
+RESERVE = 8
+
+
+class RecsysTorchEnv:
+    """``num_envs`` shoppers in one shop, as tensors; sessions restart by themselves.
+
+    Args:
+        num_envs: N.
+        device: where the tensors live.
+        dtype: torch.float32 or torch.float64.
+        keywords: those of ``RecsysEnv`` (autoreset is always "SameStep").
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **keywords: Any,
+    ):
+        if num_envs < 1:
+            raise UsageError(f"num_envs must be at least 1, got {num_envs}")
+        self.shop = Shop(keywords)
+        if self.shop.settings.autoreset_mode != "SameStep":
+            raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.single_action_space = self.shop.action_space
+        self.single_observation_space = self.shop.observation_space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.tables = Tables(*(self._tensor(table) for table in self.shop.tables))
+        lenses = self.shop.lenses
+        self.lenses = None if lenses is None else Lenses(*map(self._tensor, lenses))
+        self._arrivals = self.shop.arrivals(num_envs)
+        self._slot_N = torch.arange(num_envs, device=self.device)
+        self._session: Sessions | None = None
+        self._memory: Memory | None = None
+
+    @property
+    def state(self) -> State:
+        """The shoppers' latent state; for oracles, not for learners."""
+        return self._met().state
+
+    @property
+    def traits(self) -> Traits:
+        """Who they are; for oracles, not for learners."""
+        return self._met().traits
+
+    @property
+    def shopper_id_N(self) -> Tensor:
+        """Who is in each slot."""
+        return self._met().shopper_id
+
+    def reset(self, *, seed: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Fill all slots with the next shoppers."""
+        if seed is not None or self._session is None:
+            self._rng, _ = seeding.np_random(seed)
+            self._arrivals.clear()
+            self._reserve: Sessions | None = None
+        self._session = self._upload(self._arrivals.take(self._rng, self.num_envs))
+        self._memory = self._blank()
+        self._time_N = torch.zeros_like(self._slot_N)
+        return self._observe(), {"shopper_id": self._session.shopper_id.clone()}
+
+    def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Recommend one item to each shopper.
+
+        Actions are validated by shape and type on the host, and by value on the device
+        (without waiting for it).
+
+        Returns:
+            observation (N, S), reward (N,), terminated (N,), truncated (N,) and info:
+            event, purchase and leaving terms, shopper_id, and ``final_obs`` (N, S), what
+            each shopper looked like before a newcomer took her place.
+        """
+        session = self._met()
+        self._validate(action_N)
+        shop = self.shop
+        threshold_N = session.threshold[self._slot_N, self._time_N]
+        drift_N = session.drift_row[self._slot_N, self._time_N]
+        outcome = step(
+            xp,
+            shop.dynamics,
+            self.tables,
+            session.state,
+            session.traits,
+            action_N,
+            threshold_N,
+            drift_N,
+        )
+        info = {
+            "shopper_id": session.shopper_id,
+            "event": outcome.event,
+            "purchase": outcome.purchase_reward,
+            "leaving": outcome.leaving_charge,
+        }
+        if shop.settings.reveal:
+            info |= shop.reveal(xp, self.tables, session.state, session.traits, action_N)
+        self._memory = shop.remember(xp, self.lenses, self._memory, action_N, outcome.event)
+        self._session = session._replace(state=outcome.state)
+        info["final_obs"] = self._observe()
+        over_N = outcome.terminated
+        self._begin(over_N)
+        reward_N = outcome.purchase_reward + outcome.leaving_charge
+        return self._observe(), reward_N, over_N, torch.zeros_like(over_N), info
+
+    def close(self) -> None:
+        """Nothing is held that needs closing."""
+
+    def _begin(self, over_N: Tensor) -> None:
+        """Put newcomers, in the order of their arrival, where a session is over."""
+        reserve = self._stocked()
+        index_N = self._used + torch.cumsum(over_N, 0) - 1
+        self._used = self._used + over_N.sum()
+        self._steps_left -= 1
+        newcomer = _map(reserve, lambda leaf: leaf[index_N.clamp(min=0)])
+        current = self._met()
+        self._session = _zip(current, newcomer, lambda old, new: _where(over_N, new, old))
+        self._time_N = torch.where(over_N, 0, self._time_N + 1)
+        blank = self._blank()
+        if self._memory is not None and blank is not None:
+            pairs = zip(self._memory, blank, strict=True)
+            self._memory = Memory(*(_where(over_N, new, old) for old, new in pairs))
+
+    def _stocked(self) -> Sessions:
+        """The newcomers waiting on the device, enough for one more step."""
+        size = RESERVE * self.num_envs
+        if self._reserve is None:
+            self._reserve = self._upload(self._arrivals.take(self._rng, size))
+            self._used = torch.zeros((), dtype=torch.int64, device=self.device)
+            self._steps_left = RESERVE
+        elif self._steps_left == 0:
+            used = int(self._used)  # the one place where the host waits for the device
+            if self.num_envs > size - used:
+                more = self._upload(self._arrivals.take(self._rng, used))
+                self._reserve = _zip(
+                    self._reserve, more, lambda old, new: torch.cat([old[used:], new])
+                )
+                self._used, used = torch.zeros_like(self._used), 0
+            self._steps_left = (size - used) // self.num_envs
+        return self._reserve
+
+    def _upload(self, sessions: Sessions) -> Sessions:
+        return _map(sessions, self._tensor)
+
+    def _tensor(self, array: Any) -> Tensor:
+        tensor = torch.as_tensor(array, device=self.device)
+        if tensor.is_floating_point():
+            return tensor.to(self.dtype)
+        return tensor.to(torch.int64) if tensor.dtype == torch.int16 else tensor
+
+    def _blank(self) -> Memory | None:
+        blank = self.shop.blank_memory((self.num_envs,))
+        return None if blank is None else Memory(*map(self._tensor, blank))
+
+    def _observe(self) -> Tensor:
+        session = self._met()
+        observation: Tensor = self.shop.observe(
+            xp, self.lenses, session.state, session.traits, self._memory
+        )
+        return observation
+
+    def _met(self) -> Sessions:
+        if self._session is None:
+            raise UsageError("nobody is in the shop yet: call reset() first")
+        return self._session
+
+    def _validate(self, action_N: Any) -> None:
+        shape = getattr(action_N, "shape", None)
+        if not isinstance(action_N, Tensor) or action_N.dtype not in (torch.int64, torch.int32):
+            raise UsageError(f"actions must be a tensor of whole numbers, got {type(action_N)}")
+        if shape != (self.num_envs,):
+            raise UsageError(
+                f"actions must be of shape ({self.num_envs},), got {tuple(shape or ())}"
+            )
+        valid = ((action_N >= 0) & (action_N < self.shop.num_items)).all()
+        if self.device.type == "cpu":
+            if not valid:
+                last = self.shop.num_items - 1
+                raise UsageError(f"an action is not in the catalogue 0..{last}")
+        else:
+            torch._assert_async(valid)
+
+
+def _map(session: Sessions, function: Any) -> Sessions:
+    return Sessions(
+        function(session.shopper_id),
+        State(*map(function, session.state)),
+        Traits(*map(function, session.traits)),
+        function(session.threshold),
+        function(session.drift_row),
+    )
+
+
+def _zip(first: Sessions, second: Sessions, function: Any) -> Sessions:
+    return Sessions(
+        function(first.shopper_id, second.shopper_id),
+        State(*map(function, first.state, second.state)),
+        Traits(*map(function, first.traits, second.traits)),
+        function(first.threshold, second.threshold),
+        function(first.drift_row, second.drift_row),
+    )
+
+
+def _where(mask_N: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(mask_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,0 +1,275 @@
+"""N shoppers at once on numpy: the native vector environment of Recsys-v0."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from array_api_compat import numpy as xp
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from recenv.catalogue import IntArray
+from recenv.dynamics import Outcome, State, Traits, step
+from recenv.errors import UsageError
+from recenv.population import Sessions
+from recenv.shop import Memory, Shop
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """``num_envs`` shoppers in one shop; see ``RecsysEnv`` for the model and the keywords.
+
+    Args:
+        num_envs: N.
+        max_episode_steps: cut sessions (``truncated``) after so many steps; the horizon
+            and leaving are ``terminated``.
+        keywords: those of ``RecsysEnv``; ``autoreset_mode`` is "SameStep", "NextStep"
+            or "Disabled" (then reset finished slots with
+            ``reset(options={"reset_mask": mask_N})``).
+
+    ``reset(options={"first_session_steps": steps_N})`` cuts each slot's first session
+    after so many steps, so that slots do not end in lockstep.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        **keywords: Any,
+    ):
+        if num_envs < 1:
+            raise UsageError(f"num_envs must be at least 1, got {num_envs}")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise UsageError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+        if render_mode is not None:
+            raise UsageError('a vector env has no pictures: render gym.make("Recsys-v0")')
+        self.shop = Shop(keywords)
+        self.num_envs = num_envs
+        self.render_mode = None
+        self.autoreset_mode = AutoresetMode(self.shop.settings.autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_action_space = self.shop.action_space
+        self.single_observation_space = self.shop.observation_space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._max_steps = max_episode_steps or self.shop.horizon
+        self._num_items = self.shop.num_items
+        self._arrivals = self.shop.arrivals(num_envs)
+        self._session: Sessions | None = None
+        self._memory: Memory | None = None
+        # where each slot's luck begins in the flattened (N, T) arrays
+        self._first_luck_N = np.arange(num_envs) * self.shop.horizon
+
+    @property
+    def state(self) -> State:
+        """The shoppers' latent state; for oracles, not for learners."""
+        self._met()
+        return self._state
+
+    @property
+    def traits(self) -> Traits:
+        """Who they are; for oracles, not for learners."""
+        return self._met().traits
+
+    @property
+    def shopper_id_N(self) -> IntArray:
+        """Who is in each slot. Public: an agent may know its regulars."""
+        return self._met().shopper_id
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Fill all slots with the next shoppers, or those of ``options["reset_mask"]``."""
+        if isinstance(seed, list):
+            raise UsageError("Recsys-v0 draws all slots from one generator: pass one seed")
+        super().reset(seed=seed)
+        if seed is not None:
+            self._arrivals.clear()
+        options = options or {}
+        if "reset_mask" in options and self._session is not None:
+            mask_N = _mask(options["reset_mask"], self.num_envs)
+            self._replace(np.flatnonzero(mask_N))
+            self._over_N = self._over_N & ~mask_N
+        else:
+            self._fill(options.get("first_session_steps"))
+        return self._observe(), self._greeting()
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Recommend one item to each shopper: ``actions`` (N,), whole numbers.
+
+        Raises:
+            UsageError: an action is no item of the catalogue, the shape or type is wrong,
+                or (autoreset_mode="Disabled") a session is over.
+        """
+        session, item_N = self._met(), self._validate(actions)
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._over_N.any():
+            raise UsageError(
+                "a session is over: call reset(options={'reset_mask': mask}) before the next step"
+            )
+        shop, tables = self.shop, self.shop.tables
+        outcome = step(
+            xp,
+            shop.dynamics,
+            tables,
+            self._state,
+            session.traits,
+            item_N,
+            session.threshold.reshape(-1).take(self._luck_N),
+            session.drift_row.reshape(-1).take(self._luck_N) if shop.dynamics.drift_scale else None,
+        )
+        info = self._inform(session, item_N, outcome)
+        self._memory = shop.remember(xp, shop.lenses, self._memory, item_N, outcome.event)
+        self._state = outcome.state
+        self._luck_N += 1
+        terminated_N = outcome.terminated
+        truncated_N = (self._luck_N >= self._cut_N) & ~terminated_N
+        reward_N = outcome.purchase_reward + outcome.leaving_charge
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._begin_next(reward_N, terminated_N, truncated_N, info)
+        observation = self._observe()
+        self._over_N = terminated_N | truncated_N
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over_N.any():
+            self._begin_same(observation, info)
+        return observation, reward_N, terminated_N, truncated_N, info
+
+    def _begin_same(self, observation: np.ndarray, info: dict[str, Any]) -> None:
+        """Start the next session where one is over, and tell how the old one ended."""
+        over_N, own = self._over_N, dict(info)
+        going_N = ~over_N
+        info |= {name: going_N for name in own if name.startswith("_")}
+        index = np.flatnonzero(over_N)
+        final_N = np.full(self.num_envs, None, dtype=np.object_)
+        final_N[index] = np.fromiter(observation[index], dtype=np.object_, count=len(index))
+        new, memory = self._replace(index)
+        # only the rows that changed are observed again
+        observation[index] = self.shop.observe(xp, self.shop.lenses, new.state, new.traits, memory)
+        info |= self._greeting()
+        info |= {"final_obs": final_N, "_final_obs": over_N}
+        info |= {"final_info": own, "_final_info": over_N}
+
+    def _begin_next(
+        self,
+        reward_N: np.ndarray,
+        terminated_N: Bools,
+        truncated_N: Bools,
+        info: dict[str, Any],
+    ) -> None:
+        """Where the last step ended a session, this one only opens the next."""
+        index = np.flatnonzero(self._over_N)
+        if not len(index):
+            return
+        self._replace(index)
+        reward_N[index] = 0.0
+        terminated_N[index] = truncated_N[index] = False
+        going_N = ~self._over_N
+        info |= {name: going_N for name in info if name.startswith("_")}
+        info |= self._greeting()
+
+    def _greeting(self) -> dict[str, Any]:
+        """What is told of a shopper who has just come."""
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        return {"shopper_id": self.shopper_id_N.copy(), "_shopper_id": everyone}
+
+    def _inform(self, session: Sessions, item_N: IntArray, outcome: Outcome) -> dict[str, Any]:
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        terms = {"purchase": outcome.purchase_reward, "leaving": outcome.leaving_charge}
+        info: dict[str, Any] = {
+            "shopper_id": session.shopper_id.copy(),
+            "_shopper_id": everyone,
+            "event": outcome.event,
+            "_event": everyone,
+            "reward_terms": terms,
+            "_reward_terms": everyone,
+        }
+        if self.shop.settings.reveal:
+            shop, state = self.shop, self._state
+            revealed = shop.reveal(xp, shop.tables, state, session.traits, item_N)
+            info |= revealed | {f"_{name}": everyone for name in revealed}
+        return info
+
+    def _fill(self, first_session_steps: Any) -> None:
+        """New sessions in every slot."""
+        waiting = self._arrivals.take(self.np_random, self.num_envs)
+        self._session = waiting.rows(np.arange(self.num_envs))  # a copy: rows will be written
+        self._state = self._session.state
+        self._memory = self.shop.blank_memory((self.num_envs,))
+        self._luck_N = self._first_luck_N.copy()
+        self._cut_N = self._first_luck_N + self._max_steps
+        if first_session_steps is not None:
+            steps_N = _counts(first_session_steps, self.num_envs)
+            self._cut_N = self._first_luck_N + np.minimum(steps_N, self._max_steps)
+        self._over_N = np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _replace(self, index: IntArray) -> tuple[Sessions, Memory | None]:
+        """New sessions in the slots ``index``; only their rows are written."""
+        new = self._arrivals.take(self.np_random, len(index))
+        current = self._met()._replace(state=self._state)
+        for target, source in zip(_leaves(current), _leaves(new), strict=True):
+            target[index] = source
+        blank = self.shop.blank_memory((len(index),))
+        if self._memory is not None and blank is not None:
+            for target, source in zip(self._memory, blank, strict=True):
+                target[index] = source
+        self._luck_N[index] = self._first_luck_N[index]
+        self._cut_N[index] = self._first_luck_N[index] + self._max_steps
+        return new, blank
+
+    def _observe(self) -> np.ndarray:
+        shop, traits = self.shop, self._met().traits
+        observation: np.ndarray = shop.observe(xp, shop.lenses, self._state, traits, self._memory)
+        return observation
+
+    def _met(self) -> Sessions:
+        if self._session is None:
+            raise UsageError("nobody is in the shop yet: call reset() first")
+        return self._session
+
+    def _validate(self, actions: Any) -> IntArray:
+        item_N = np.asarray(actions)
+        if item_N.shape != (self.num_envs,) or item_N.dtype.kind not in "iu":
+            raise UsageError(
+                f"actions must be {self.num_envs} whole numbers, "
+                f"got {item_N.dtype} of shape {item_N.shape}"
+            )
+        if item_N.min() < 0 or item_N.max() >= self._num_items:
+            raise UsageError(f"an action is not in the catalogue 0..{self.shop.num_items - 1}")
+        return item_N
+
+
+def _leaves(session: Sessions) -> list[Any]:
+    return [
+        session.shopper_id,
+        *session.state,
+        *session.traits,
+        session.threshold,
+        session.drift_row,
+    ]
+
+
+def _mask(mask: Any, num_envs: int) -> Bools:
+    mask_N = np.asarray(mask)
+    if mask_N.shape != (num_envs,) or mask_N.dtype != np.bool_:
+        raise UsageError(f"reset_mask must be {num_envs} booleans")
+    return mask_N
+
+
+def _counts(steps: Any, num_envs: int) -> IntArray:
+    steps_N = np.asarray(steps)
+    if steps_N.shape != (num_envs,) or steps_N.dtype.kind not in "iu" or steps_N.min() < 1:
+        raise UsageError(f"first_session_steps must be {num_envs} whole numbers of at least 1")
+    return steps_N.astype(np.int64)
