@@ -48,7 +48,7 @@ class Dynamics:
         churn_trust: log odds of leaving taken off by full trust.
     """
 
-    interest_weight: float = 3.0
+    interest_weight: float = 3.5
     trust_weight: float = 0.0
     trust_slope: float = 0.5
     trust_memory: float = 0.95

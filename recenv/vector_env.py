@@ -54,6 +54,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if render_mode is not None:
             raise UsageError('a vector env has no pictures: render gym.make("Recsys-v0")')
         self.shop = Shop(keywords)
+        self._keywords = keywords
         self.num_envs = num_envs
         self.render_mode = None
         self.autoreset_mode = AutoresetMode(self.shop.settings.autoreset_mode)
@@ -69,6 +70,10 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._memory: Memory | None = None
         # where each slot's luck begins in the flattened (N, T) arrays
         self._first_luck_N = np.arange(num_envs) * self.shop.horizon
+
+    def sibling(self, num_envs: int, **changes: Any) -> RecsysVectorEnv:
+        """Another environment of the same shop, with ``num_envs`` slots and other keywords."""
+        return RecsysVectorEnv(num_envs, **(self._keywords | changes))
 
     @property
     def state(self) -> State:

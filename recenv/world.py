@@ -56,8 +56,8 @@ class World:
 class Synthetic:
     """What a generated world is made from; ``build`` is cached.
 
-    ``feature_signal`` is the share of the variance of quality, of the rest of appeal, and
-    of embeddings around their category's centre, that public features explain.
+    ``feature_signal`` is the share of the variance of quality's rank, of the rest of appeal,
+    and of embeddings around their category's centre, that public features explain.
     ``temptation`` is how strongly a tempting look goes with poor quality (a correlation).
     """
 
@@ -67,7 +67,7 @@ class Synthetic:
     interest_dim: int = 8
     feature_signal: float = 0.7
     temptation: float = 0.8
-    interest_weight: float = 3.0
+    interest_weight: float = 3.5
     price_sensitivity: float = 0.5
 
     def build(self) -> World:
@@ -78,7 +78,7 @@ class Synthetic:
 def _synthesise(recipe: Synthetic) -> World:
     rng = generator(Role.WORLD, recipe.world_seed)
     k, d, n = recipe.num_categories, recipe.interest_dim, recipe.num_items
-    centre_KD = normalise(rng.standard_normal((k, d)))
+    centre_KD = _spread(normalise(rng.standard_normal((k, d))))
     # every category has an item before any has a second one
     category_I = rng.permutation(np.arange(n) % k)
     brand_I = rng.integers(_num_brands(n), size=n)
@@ -141,26 +141,44 @@ def _embed(
     return normalise(centre_ID + EMBEDDING_SPREAD * deviation_ID / np.sqrt(d)), keywords_IW
 
 
+def _spread(centre_KD: FloatArray) -> FloatArray:
+    """Unit vectors that have pushed each other apart.
+
+    Left to chance some worlds have categories that please everybody, and a constant
+    recommendation then does well.
+    """
+    for _ in range(100):
+        push_KK = np.exp(4.0 * (centre_KD @ centre_KD.T - 1.0))
+        np.fill_diagonal(push_KK, 0.0)
+        share_KK = push_KK / (push_KK.sum(axis=1, keepdims=True) + 1e-9)
+        centre_KD = normalise(centre_KD - 0.15 * share_KK @ centre_KD)
+    return centre_KD
+
+
 def _tempt(
     rng: np.random.Generator, brand_I: IntArray, signal: float, temptation: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Quality ~ U(-1, 1), and an appeal that goes against it by ``temptation``."""
-    quality_I = 2.0 * _normal_cdf(_branded(rng, brand_I, signal)) - 1.0
+    """Quality, uniform on (-1, 1), and an appeal that goes against it by ``temptation``.
+
+    Every world has the same spread of both, so that worlds differ in who likes what and
+    not in how hard they are.
+    """
+    n = len(brand_I)
+    rank_I = np.argsort(np.argsort(_branded(rng, brand_I, signal)))
+    quality_I = (2.0 * rank_I + 1.0) / n - 1.0
     rest_I = _branded(rng, brand_I, signal)
+    rest_I -= quality_I * (quality_I @ rest_I) / (quality_I @ quality_I + 1e-9)
+    rest_I = (rest_I - rest_I.mean()) / max(float(rest_I.std()), 1e-6)
     appeal_I = -temptation * np.sqrt(3.0) * quality_I + np.sqrt(1 - temptation**2) * rest_I
     return quality_I.astype(np.float32), (APPEAL_SCALE * appeal_I).astype(np.float32)
 
 
 def _branded(rng: np.random.Generator, brand_I: IntArray, signal: float) -> FloatArray:
     """Standard normals, of whose variance the item's brand explains ``signal``."""
-    brand = rng.standard_normal(int(brand_I.max()) + 1)[brand_I]
+    brand: FloatArray = rng.standard_normal(int(brand_I.max()) + 1)[brand_I]
     own: FloatArray = rng.standard_normal(len(brand_I))
-    return np.sqrt(signal) * brand + np.sqrt(1 - signal) * own
-
-
-def _normal_cdf(x: FloatArray) -> FloatArray:
-    # Abramowitz & Stegun 26.2.17 would do; tanh is within 2e-4 and has no branches
-    return 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
+    mixed: FloatArray = np.sqrt(signal) * brand + np.sqrt(1 - signal) * own
+    return mixed
 
 
 def newcomers_utility(

@@ -1,0 +1,56 @@
+"""What learning agents make of what they see: public item features and observations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from recenv.catalogue import Catalogue
+from recenv.observation import Latent
+from recenv.shop import Shop
+
+
+def item_features(catalogue: Catalogue, most: int) -> np.ndarray:
+    """Public features (I, G), G <= ``most``: as they are, or their principal components."""
+    features_IF = catalogue.features_IF
+    if features_IF.shape[1] <= most:
+        return features_IF
+    return features_IF @ principal_axes(features_IF, most)
+
+
+def principal_axes(table: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` principal axes (F, count) of the rows of a table, each scaled to
+    give components of unit variance on average."""
+    sample = table[:: max(len(table) // 20_000, 1)].astype(np.float64)
+    sample = sample - sample.mean(axis=0)
+    values_F, axes_FF = np.linalg.eigh(sample.T @ sample / len(sample))
+    kept = axes_FF[:, ::-1][:, :count]
+    scale = np.sqrt(max(values_F[::-1][:count].mean(), 1e-12))
+    return (kept / scale).astype(np.float32)
+
+
+class OwnSatiation:
+    """How sated a shopper is with the category of each item: (N, S) -> (N, I).
+
+    Of all products of shopper and item features this is the one that linear models
+    cannot find by themselves when there are many categories. Zero where the observation
+    does not tell.
+    """
+
+    def __init__(self, shop: Shop, device: torch.device):
+        self._part = (
+            shop.observer.layout()["satiation"] if isinstance(shop.observer, Latent) else None
+        )
+        self._category_I = torch.as_tensor(shop.catalogue.category_I, device=device)
+
+    def __call__(self, observation: torch.Tensor) -> torch.Tensor:
+        if self._part is None:
+            return observation.new_zeros(len(observation), len(self._category_I))
+        return observation[:, self._part][:, self._category_I]
+
+    def of(self, observation: torch.Tensor, item_N: torch.Tensor) -> torch.Tensor:
+        """The same for one item each, (N,)."""
+        if self._part is None:
+            return observation.new_zeros(len(observation))
+        category_N = self._category_I[item_N]
+        return observation[:, self._part].gather(1, category_N[:, None])[:, 0]

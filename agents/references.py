@@ -1,0 +1,314 @@
+"""Agents that bound what is possible, and the simple rules that learning must beat.
+
+Only the oracles of this module read the shopper's true state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import numpy as xp
+
+from agents.base import Agent, Callback, OnlineAgent, Prediction, as_batch, bought
+from agents.rollout import play
+from recenv import dynamics as physics
+from recenv.errors import UsageError
+from recenv.seeding import Role, derive_seed
+from recenv.vector_env import RecsysVectorEnv
+
+
+class Random(Agent):
+    """A random item: the low reference of the normalised score."""
+
+    name: ClassVar[str] = "random"
+    learns: ClassVar[bool] = False
+
+    def score(self, observation: np.ndarray) -> np.ndarray:
+        return self.rng.random((len(observation), self.num_items))
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> Prediction:
+        batch, single = as_batch(observation, self.env)
+        item_N = self.rng.integers(self.num_items, size=len(batch))
+        return (item_N[0] if single else item_N), state
+
+
+class MyopicOracle(Agent):
+    """The item with the highest true purchase probability now: greedy, and all-knowing."""
+
+    name: ClassVar[str] = "myopic_oracle"
+    learns: ClassVar[bool] = False
+
+    def score(self, observation: np.ndarray) -> np.ndarray:
+        env, shop = self.env, self.env.shop
+        if len(observation) != env.num_envs:
+            raise UsageError(
+                f"agent {self.name} reads the true state of the bound shop, so it recommends "
+                f"only to the {env.num_envs} shoppers there, got {len(observation)} observations"
+            )
+        items = shop.items(xp, shop.tables)
+        utility: np.ndarray = physics.utilities(xp, shop.dynamics, env.state, env.traits, items)
+        return utility
+
+
+class IndexPolicy(MyopicOracle):
+    """True utility + w * quality: the best look-ahead that fits in one number.
+
+    ``learn`` tunes w on shoppers that are not judged, in steps of 0.05. It is a strong
+    reference, and no upper bound: a policy that plans can pass it.
+    """
+
+    name: ClassVar[str] = "index_policy"
+
+    def __init__(
+        self, *, weight: float | None = None, tuning_shoppers: int = 1000, **settings: Any
+    ):
+        super().__init__(**settings)
+        self.weight = weight
+        self.tuning_shoppers = tuning_shoppers
+
+    def score(self, observation: np.ndarray) -> np.ndarray:
+        if self.weight is None:
+            raise UsageError("the index policy has no weight yet: call learn(), or pass weight")
+        return super().score(observation) + self.weight * self.catalogue.quality_I
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
+        if self.weight is None:
+            self.weight = self._tune()
+        return super().learn(total_timesteps, callback)
+
+    def _tune(self) -> float:
+        """w to 0.05: coarse steps first, then finer ones around the best."""
+        env = self.env.sibling(self.tuning_shoppers)
+        seed = derive_seed(Role.TUNING, 0)
+        tried: dict[int, float] = {}  # return by w in twentieths
+
+        def best(candidates: Iterable[int]) -> int:
+            for twentieths in candidates:
+                if twentieths >= 0 and twentieths not in tried:
+                    self.weight = twentieths / 20
+                    tried[twentieths] = float(play(self, env, seed).return_E.mean())
+            return max(tried, key=lambda twentieths: tried[twentieths])
+
+        coarse = best(range(0, 61, 10))
+        middle = best(range(coarse - 8, coarse + 9, 2))
+        return best(range(middle - 1, middle + 2)) / 20
+
+    def settings(self) -> dict[str, Any]:
+        own = {"weight": self.weight, "tuning_shoppers": self.tuning_shoppers}
+        return super().settings() | own
+
+
+class PurchaseRates:
+    """How often each item was shown and bought in an agent's own log."""
+
+    def __init__(self, num_items: int):
+        self.shown_I = np.zeros(num_items)
+        self.bought_I = np.zeros(num_items)
+
+    def add(self, item_N: np.ndarray, bought_N: np.ndarray) -> None:
+        self.shown_I += np.bincount(item_N, minlength=len(self.shown_I))
+        self.bought_I += np.bincount(item_N, weights=bought_N, minlength=len(self.shown_I))
+
+    def best(self, count: int) -> np.ndarray:
+        """The items with the best rates; one purchase in two trials is added to each."""
+        rate_I = (self.bought_I + 1.0) / (self.shown_I + 2.0)
+        return np.argsort(-rate_I, kind="stable")[:count]
+
+
+class Cycle(Agent):
+    """The same items in the same order for everybody, over and over.
+
+    A subclass learns the cycle; where a shopper stands in it is told by the
+    recommendations that remain to her.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.cycle = np.zeros(1, dtype=np.int64)
+
+    def time(self, observation: np.ndarray) -> np.ndarray:
+        """How many recommendations each shopper has seen, (N, S) -> (N,)."""
+        shop = self.env.shop
+        remaining = observation[:, shop.observer.layout()["remaining"].start]
+        return shop.horizon - np.rint(remaining * shop.horizon).astype(np.int64)
+
+    def score(self, observation: np.ndarray) -> np.ndarray:
+        """The next item of the cycle first, then the one after it, then all others."""
+        length = len(self.cycle)
+        place_NL = (np.arange(length) - self.time(observation)[:, None]) % length
+        score_NI = np.full((len(observation), self.num_items), -float(length))
+        score_NI[:, self.cycle] = -place_NL
+        return score_NI
+
+    def _save(self, directory: Path) -> None:
+        np.save(directory / "cycle.npy", self.cycle, allow_pickle=False)
+
+    def _load(self, directory: Path) -> None:
+        cycle = np.load(directory / "cycle.npy", allow_pickle=False)
+        if cycle.ndim != 1 or not len(cycle) or cycle.max() >= self.num_items:
+            raise UsageError(f"the cycle in {directory} does not fit the catalogue")
+        self.cycle = cycle
+
+
+class Popularity(Cycle, OnlineAgent):
+    """The least recently shown of the items with the best purchase rates of its own log.
+
+    Args:
+        epsilon: share of recommendations that are random while it learns.
+        best: how many of the best sellers it shows.
+    """
+
+    name: ClassVar[str] = "popularity"
+
+    def __init__(self, *, epsilon: float = 0.2, best: int = 10, **settings: Any):
+        super().__init__(**settings)
+        self.epsilon = epsilon
+        self.best = best
+        self.log: PurchaseRates | None = None
+
+    def explore(self, observation: np.ndarray) -> np.ndarray:
+        item_N, _ = self.predict(observation)
+        random_N = self.rng.integers(self.num_items, size=len(item_N))
+        return np.where(self.rng.random(len(item_N)) < self.epsilon, random_N, item_N)
+
+    def update(
+        self,
+        observation: np.ndarray,
+        item_N: np.ndarray,
+        reward_N: np.ndarray,
+        done_N: np.ndarray,
+        info: dict[str, Any],
+    ) -> None:
+        if self.log is None:
+            self.log = PurchaseRates(self.num_items)
+        self.log.add(item_N, bought(info))
+        self.cycle = self.log.best(self.best)
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"epsilon": self.epsilon, "best": self.best}
+
+
+class Rotation(Cycle):
+    """The best fixed cycle of at most ``length`` items.
+
+    Found by the cross-entropy method (Rubinstein & Kroese 2004) over cycles drawn from
+    the ``pool`` items with the best purchase rates: every session tries one cycle, and
+    the items and lengths of the best sessions become more likely. In the last sessions
+    the likeliest cycles of every length compete, and the best one is kept.
+
+    Args:
+        length: the most items in a cycle.
+        pool: how many items it considers.
+        warm_up: share of the learning that only measures purchase rates.
+        final: share of the learning in which the likeliest cycles compete.
+        elite: share of the sessions that the next round imitates.
+    """
+
+    name: ClassVar[str] = "rotation"
+
+    def __init__(
+        self,
+        *,
+        length: int = 20,
+        pool: int = 40,
+        warm_up: float = 0.2,
+        final: float = 0.3,
+        elite: float = 0.2,
+        **settings: Any,
+    ):
+        super().__init__(**settings)
+        self.length, self.pool = length, pool
+        self.warm_up, self.final, self.elite = warm_up, final, elite
+        self._trial_NL: np.ndarray | None = None  # the cycles that are being tried
+        self._length_N = np.zeros(0, dtype=np.int64)
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> Prediction:
+        if self._trial_NL is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        place_N = self.time(observation) % self._length_N
+        return self._trial_NL[np.arange(len(observation)), place_N], state
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
+        env = self.env
+        per_round = env.num_envs * env.shop.horizon
+        rounds = max(total_timesteps // per_round, 3)
+        warm = max(round(self.warm_up * rounds), 1)
+        last = max(round(self.final * rounds), 1)
+        pool = self._measure(env, warm)
+        weight_P = np.full(len(pool), 1.0 / len(pool))
+        weight_L = np.full(min(self.length, len(pool)), 1.0 / min(self.length, len(pool)))
+        for done in range(warm, rounds - last):
+            if callback is not None and not callback(done * per_round):
+                return self
+            weight_P, weight_L = self._imitate(env, pool, weight_P, weight_L)
+            self.cycle = pool[np.argsort(-weight_P)[: int(np.argmax(weight_L)) + 1]]
+        self._compete(env, pool[np.argsort(-weight_P)], len(weight_L), last)
+        return super().learn(total_timesteps, callback)
+
+    def _measure(self, env: RecsysVectorEnv, rounds: int) -> np.ndarray:
+        """The items with the best purchase rates when all are shown at random."""
+        log = PurchaseRates(self.num_items)
+        env.reset(seed=self.seed)
+        for _ in range(rounds * env.shop.horizon):
+            item_N = self.rng.integers(self.num_items, size=env.num_envs)
+            info = env.step(item_N)[-1]
+            log.add(item_N, bought(info))
+        return log.best(self.pool)
+
+    def _try(self, env: RecsysVectorEnv, trial_NL: np.ndarray, length_N: np.ndarray) -> np.ndarray:
+        """The return (N,) of one session with each cycle."""
+        self._trial_NL, self._length_N = trial_NL, length_N
+        try:
+            return play(self, env, int(self.rng.integers(2**31))).return_E
+        finally:
+            self._trial_NL = None
+
+    def _imitate(
+        self, env: RecsysVectorEnv, pool: np.ndarray, weight_P: np.ndarray, weight_L: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One round of the cross-entropy method: new weights of items and lengths."""
+        n, longest = env.num_envs, len(weight_L)
+        length_N = self.rng.choice(longest, size=n, p=weight_L) + 1
+        # items drawn without replacement, by their weights (Gumbel top-k)
+        key_NP = np.log(weight_P + 1e-12) + self.rng.gumbel(size=(n, len(pool)))
+        place_NL = np.argsort(-key_NP, axis=1)[:, :longest]
+        return_N = self._try(env, pool[place_NL], length_N)
+        best = np.argsort(-return_N)[: max(round(self.elite * n), 1)]
+        used = np.arange(longest) < length_N[best, None]
+        count_P = np.bincount(place_NL[best][used], minlength=len(pool)) + 0.1
+        count_L = np.bincount(length_N[best] - 1, minlength=longest) + 0.1
+        return (
+            0.5 * weight_P + 0.5 * count_P / count_P.sum(),
+            0.5 * weight_L + 0.5 * count_L / count_L.sum(),
+        )
+
+    def _compete(self, env: RecsysVectorEnv, ranked: np.ndarray, longest: int, rounds: int) -> None:
+        """Keep the best of the cycles of the first 1, 2, ... items."""
+        length_N = np.arange(env.num_envs) % longest + 1
+        trial_NL = np.tile(ranked[:longest], (env.num_envs, 1))
+        total_L, count_L = np.zeros(longest + 1), np.zeros(longest + 1)
+        for _ in range(rounds):
+            return_N = self._try(env, trial_NL, length_N)
+            total_L += np.bincount(length_N, weights=return_N, minlength=longest + 1)
+            count_L += np.bincount(length_N, minlength=longest + 1)
+        mean_L = np.where(count_L > 0, total_L / np.maximum(count_L, 1), -np.inf)
+        self.cycle = ranked[: int(np.argmax(mean_L))]
+
+    def settings(self) -> dict[str, Any]:
+        names = ("length", "pool", "warm_up", "final", "elite")
+        return super().settings() | {name: getattr(self, name) for name in names}

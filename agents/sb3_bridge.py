@@ -1,0 +1,232 @@
+"""stable-baselines3 on the native vector environment: its VecEnv, and its agents."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from agents.base import (
+    Agent,
+    Callback,
+    Prediction,
+    as_batch,
+    resolve_device,
+    seed_globals,
+    stagger,
+)
+from recenv.errors import UsageError
+from recenv.vector_env import RecsysVectorEnv
+
+
+class SB3Bridge(VecEnv):
+    """``RecsysVectorEnv`` (autoreset "SameStep") in the shape that stable-baselines3 expects.
+
+    Args:
+        env: the environment.
+        seed: of the shoppers, used at the first reset.
+        reward_scale: what rewards are multiplied by.
+        first_session_steps: (N,) cut the first sessions, so that slots do not end in lockstep.
+    """
+
+    def __init__(
+        self,
+        env: RecsysVectorEnv,
+        seed: int | None = None,
+        reward_scale: float = 1.0,
+        first_session_steps: np.ndarray | None = None,
+    ):
+        if env.shop.settings.autoreset_mode != "SameStep":
+            raise UsageError('stable-baselines3 needs autoreset_mode="SameStep"')
+        self.env = env
+        self.render_mode = None
+        self.reward_scale = reward_scale
+        self._seed = seed
+        self._first_session_steps = first_session_steps
+        self._began = time.time()
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        options = {}
+        if self._first_session_steps is not None:
+            options["first_session_steps"] = self._first_session_steps
+        observation, _ = self.env.reset(seed=self._seed, options=options)
+        self._seed, self._first_session_steps = None, None
+        self._return_N = np.zeros(self.num_envs)
+        self._length_N = np.zeros(self.num_envs, dtype=np.int64)
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, reward_N, terminated_N, truncated_N, info = self.env.step(self._actions)
+        done_N = terminated_N | truncated_N
+        self._return_N += reward_N
+        self._length_N += 1
+        # sharing one empty dict keeps a step of many shoppers cheap
+        infos: list[dict[str, Any]] = [{}] * self.num_envs
+        for slot in np.flatnonzero(done_N).tolist():
+            infos[slot] = self._close(slot, bool(truncated_N[slot]), info["final_obs"][slot])
+        self._return_N[done_N] = 0.0
+        self._length_N[done_N] = 0
+        return observation, self.reward_scale * reward_N, done_N, infos
+
+    def _close(self, slot: int, truncated: bool, final_obs: np.ndarray) -> dict[str, Any]:
+        episode = {
+            "r": float(self._return_N[slot]),
+            "l": int(self._length_N[slot]),
+            "t": time.time() - self._began,
+        }
+        return {
+            "terminal_observation": final_obs,
+            "TimeLimit.truncated": truncated,
+            "episode": episode,
+        }
+
+    def close(self) -> None:
+        self.env.close()
+
+    def has_attr(self, attr_name: str) -> bool:
+        return hasattr(self.env, attr_name)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        raise UsageError("shoppers share one environment: set its attributes through gym.make_vec")
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        result = getattr(self.env, method_name)(*args, **kwargs)
+        return [result] * len(list(self._get_indices(indices)))
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        return [False] * len(list(self._get_indices(indices)))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return [None] * self.num_envs
+
+
+class SB3Agent(Agent):
+    """What PPO and DQN share: the bridge, the callback, and files without pickle.
+
+    Args:
+        net_arch: widths of the hidden layers.
+        reward_scale: what rewards are multiplied by while it learns.
+    """
+
+    algorithm: ClassVar[type[BaseAlgorithm]]
+
+    def __init__(
+        self, *, net_arch: Sequence[int] = (64, 64), reward_scale: float = 1.0, **settings: Any
+    ):
+        super().__init__(**settings)
+        self.net_arch = [int(width) for width in net_arch]
+        self.reward_scale = reward_scale
+        self._model: BaseAlgorithm | None = None
+
+    @abstractmethod
+    def hyperparameters(self) -> dict[str, Any]:
+        """Keywords of the algorithm."""
+
+    @abstractmethod
+    def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
+        """Scores of all items, (N, S) -> (N, I)."""
+
+    @property
+    def model(self) -> BaseAlgorithm:
+        """The algorithm of stable-baselines3, made when it is first needed."""
+        if self._model is None:
+            device = resolve_device(self.device)
+            seed_globals(self.seed)
+            bridge = SB3Bridge(self.env, self.seed, self.reward_scale, stagger(self.env, self.rng))
+            self._model = self.algorithm(
+                policy="MlpPolicy",
+                env=bridge,
+                device=device,
+                seed=self.seed,
+                policy_kwargs={
+                    "net_arch": self.net_arch,
+                    "activation_fn": self.activation,
+                    "optimizer_kwargs": {"fused": True},
+                },
+                **self.hyperparameters(),
+            )
+        return self._model
+
+    activation: ClassVar[type[torch.nn.Module]] = torch.nn.Tanh
+
+    def score(self, observation: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            tensor = torch.as_tensor(observation, device=self.model.device)
+            return self.score_tensor(tensor).cpu().numpy()
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> Prediction:
+        batch, single = as_batch(observation, self.env)
+        item_N, state = self.model.predict(batch, state, episode_start, deterministic)
+        return (item_N[0] if single else item_N), state
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
+        model = self.model
+        if self.logger is not None:
+            model.set_logger(self.logger)
+        with _unvalidated():
+            model.learn(total_timesteps, _Forward(callback), log_interval=1)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
+        return super().settings() | own
+
+    def _save(self, directory: Path) -> None:
+        # not stable-baselines3's own zip: it holds pickles, which can execute code
+        state = {name: leaf.contiguous() for name, leaf in self.model.policy.state_dict().items()}
+        save_file(state, directory / "policy.safetensors")
+
+    def _load(self, directory: Path) -> None:
+        state = load_file(directory / "policy.safetensors", device=str(self.model.device))
+        self.model.policy.load_state_dict(state)
+
+
+class _Forward(BaseCallback):
+    """Tell our callback of every batch of steps."""
+
+    def __init__(self, callback: Callback | None):
+        super().__init__()
+        self._callback = callback
+
+    def _on_step(self) -> bool:
+        return self._callback is None or self._callback(self.num_timesteps)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Without the checks inside torch's distributions, which cost more than the sampling."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
