@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import Logger
 
 from recenv.catalogue import Catalogue
 from recenv.errors import UsageError
-from recenv.seeding import Role, generator
+from recenv.seeding import Role, derive_seed, generator
 from recenv.vector_env import RecsysVectorEnv
 
 # Called after every batch of steps with the number of environment steps so far;
@@ -60,6 +60,11 @@ class Agent(ABC):
         if self._env is None:
             raise UsageError(f"agent {self.name} is in no shop yet: call bind(vector_env) first")
         return self._env
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of the shoppers that the agent learns from."""
+        return derive_seed(Role.TRAINING, self.seed)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -179,7 +184,7 @@ class OnlineAgent(Agent):
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         env = self.env
         first_N = stagger(env, self.rng)
-        observation, _ = env.reset(seed=self.seed, options={"first_session_steps": first_N})
+        observation, _ = env.reset(seed=self.training_seed, options={"first_session_steps": first_N})
         timesteps, going = 0, True
         while going and timesteps < total_timesteps:
             item_N = self.explore(observation)

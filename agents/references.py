@@ -263,7 +263,7 @@ class Rotation(Cycle):
     def _measure(self, env: RecsysVectorEnv, rounds: int) -> np.ndarray:
         """The items with the best purchase rates when all are shown at random."""
         log = PurchaseRates(self.num_items)
-        env.reset(seed=self.seed)
+        env.reset(seed=self.training_seed)
         for _ in range(rounds * env.shop.horizon):
             item_N = self.rng.integers(self.num_items, size=env.num_envs)
             info = env.step(item_N)[-1]

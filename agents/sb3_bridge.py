@@ -149,13 +149,18 @@ class SB3Agent(Agent):
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
         """Scores of all items, (N, S) -> (N, I)."""
 
+    def bind(self, vector_env: RecsysVectorEnv) -> None:
+        super().bind(vector_env)
+        _ = self.model  # so that nonsense among the hyperparameters is told at once
+
     @property
     def model(self) -> BaseAlgorithm:
         """The algorithm of stable-baselines3, made when it is first needed."""
         if self._model is None:
             device = resolve_device(self.device)
             seed_globals(self.seed)
-            bridge = SB3Bridge(self.env, self.seed, self.reward_scale, stagger(self.env, self.rng))
+            first_N = stagger(self.env, self.rng)
+            bridge = SB3Bridge(self.env, self.training_seed, self.reward_scale, first_N)
             self._model = self.algorithm(
                 policy="MlpPolicy",
                 env=bridge,

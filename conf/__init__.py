@@ -1,0 +1,1 @@
+"""The configuration of experiments, in groups: agent, env, eval, experiment."""

@@ -1,0 +1,80 @@
+"""From a configuration to environments and agents: the one way in which both are built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+import conf
+from agents.base import Agent
+from recenv.errors import UsageError
+from recenv.vector_env import RecsysVectorEnv
+
+CONF = Path(conf.__file__).parent
+
+
+def make_env(env: dict[str, Any], num_envs: int) -> RecsysVectorEnv:
+    """The vector environment of a configuration's ``env``.
+
+    Raises:
+        UsageError: a keyword is unknown or wrong, or the world cannot be had.
+    """
+    vector_env = gym.make_vec("Recsys-v0", num_envs=num_envs, **env)
+    assert isinstance(vector_env, RecsysVectorEnv)
+    return vector_env
+
+
+def agent_class(agent: dict[str, Any]) -> type[Agent]:
+    """The class that a configuration's ``agent`` names in ``_target_``."""
+    target = agent.get("_target_")
+    if not isinstance(target, str):
+        raise UsageError("the agent's configuration has no _target_, the path of its class")
+    try:
+        cls = get_class(target)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"agent class {target} cannot be imported: {error}") from None
+    if not issubclass(cls, Agent):
+        raise UsageError(f"{target} is no agent: it does not derive from agents.base.Agent")
+    return cls
+
+
+def agent_settings(agent: dict[str, Any]) -> dict[str, Any]:
+    """The keywords for the agent's constructor."""
+    return {key: value for key, value in agent.items() if key not in ("_target_", "name")}
+
+
+def make_agent(agent: dict[str, Any], env: dict[str, Any], seed: int, device: str) -> Agent:
+    """The agent of a configuration, bound to the environment that it will learn in.
+
+    Raises:
+        UsageError: a setting is unknown or makes no sense.
+    """
+    cls = agent_class(agent)
+    try:
+        built = cls(seed=seed, device=device, **agent_settings(agent))
+        built.bind(make_env(env, built.num_envs))
+    except UsageError:
+        raise
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"agent {agent.get('name', cls.name)}: {error}") from None
+    return built
+
+
+def load_agent(config: dict[str, Any], directory: Path, env: RecsysVectorEnv) -> Agent:
+    """The trained agent of a run, bound to ``env``."""
+    return agent_class(config["agent"]).load(directory, env)
+
+
+def group_defaults(group: str, name: str) -> dict[str, Any]:
+    """What conf/<group>/<name>.yaml says, without its own defaults list; {} if there is none."""
+    path = CONF / group / f"{name}.yaml"
+    if not path.is_file():
+        return {}
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    values.pop("defaults", None)
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,58 @@
+"""What the front doors share: ``key=value`` arguments, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from recenv.errors import UsageError, unknown
+
+
+def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``key=value`` words over defaults; dotted keys open a nested dictionary.
+
+    Raises:
+        UsageError: a word is no ``key=value``, or its first key is not among the defaults.
+    """
+    for word in argv:
+        if "=" not in word:
+            raise UsageError(f"arguments are key=value, got {word!r}: try --help")
+        key = word.split("=", 1)[0].split(".", 1)[0]
+        if key not in defaults:
+            raise unknown("argument", key, defaults)
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.from_dotlist(argv))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UsageError(f"arguments not understood: {one_line(error)}") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def entry(main: Callable[[list[str]], None], usage: str | None) -> None:
+    """Run a command: --help prints its module's docstring, a UsageError is one line and exit 2."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print((usage or "").strip())
+        return
+    try:
+        main(sys.argv[1:])
+    except UsageError as error:
+        complain(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def complain(error: Exception) -> None:
+    """Print an error as one line."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,294 @@
+"""Run directories: the one place that writes and reads them.
+
+<runs_dir>/<world>-<scenario>[+env keys]/<agent>[+agent keys]/seed=<n>/
+    config.yaml           the resolved configuration
+    versions.json         git commit, versions, machine
+    evaluations.csv       one row per evaluation, written as it comes
+    returns.npy           the return of every shopper in the last evaluation
+    summary.json          the last evaluation in words; its presence says "finished"
+    agent/                the trained agent
+    tensorboard/          scalars
+    learning_curve.png
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+import recenv
+from recenv.errors import UsageError, unknown
+from recenv.shop import Shop
+
+CONFIG, SUMMARY, EVALUATIONS = "config.yaml", "summary.json", "evaluations.csv"
+VERSIONS, RETURNS, AGENT = "versions.json", "returns.npy", "agent"
+IF_EXISTS = ("error", "skip", "resume", "overwrite")
+COLUMNS = (
+    "timesteps",
+    "train_seconds",
+    "return_mean",
+    "return_low",
+    "return_high",
+    "normalised_score",
+    "normalised_low",
+    "normalised_high",
+    "myopic_regret",
+    "conversion",
+    "session_length",
+    "coverage",
+    "gini",
+    "entropy",
+    "top_item_share",
+    "newcomers_return_mean",
+    "newcomers_normalised_score",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run: an agent trained with one seed in one environment."""
+
+    path: Path
+
+    @property
+    def is_run(self) -> bool:
+        return (self.path / CONFIG).is_file()
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / SUMMARY).is_file()
+
+    @property
+    def agent(self) -> Path:
+        return self.path / AGENT
+
+    @property
+    def label(self) -> str:
+        """The agent, with what is not default about it."""
+        return self.path.parent.name
+
+    @property
+    def shop(self) -> str:
+        """The environment, with what is not default about it."""
+        return self.path.parent.parent.name
+
+    def claim(self, config: dict[str, Any], if_exists: str) -> bool:
+        """Make the directory ready for a new run; False if the old one is to stay.
+
+        ``error`` refuses an old run, ``skip`` leaves it, ``resume`` leaves it if it is
+        finished and else begins it again, ``overwrite`` begins it again.
+        """
+        if if_exists not in IF_EXISTS:
+            raise unknown("if_exists", if_exists, IF_EXISTS)
+        if self.path.exists() and any(self.path.iterdir()):
+            if not self.is_run:
+                raise UsageError(f"{self.path} is not empty and no run: choose another runs_dir")
+            if if_exists == "error":
+                raise UsageError(
+                    f"{self.path} already holds a run: pass if_exists=skip, resume or overwrite"
+                )
+            if if_exists == "skip" or (if_exists == "resume" and self.finished):
+                self._same_question(config)
+                return False
+            shutil.rmtree(self.path)
+        self._create(config)
+        return True
+
+    def _same_question(self, config: dict[str, Any]) -> None:
+        """Refuse to pass off an old run as the answer to another question."""
+        old = read_config(self.path)
+        for key in ("total_timesteps", "eval"):
+            if old.get(key) != config.get(key):
+                raise UsageError(
+                    f"{self.path} holds a run with {key}={old.get(key)}, asked for "
+                    f"{config.get(key)}: pass if_exists=overwrite or another runs_dir"
+                )
+
+    def _create(self, config: dict[str, Any]) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
+            write_json(self.path / VERSIONS, versions())
+            with (self.path / EVALUATIONS).open("w", newline="") as file:
+                csv.writer(file).writerow(COLUMNS)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror or error}") from None
+
+    def append(self, row: dict[str, float | None]) -> None:
+        """Add an evaluation; it is on disk when this returns."""
+        with (self.path / EVALUATIONS).open("a", newline="") as file:
+            csv.writer(file).writerow("" if row.get(c) is None else row[c] for c in COLUMNS)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, summary: dict[str, Any], return_E: np.ndarray) -> None:
+        """Write the last evaluation; the run counts as finished from now on."""
+        np.save(self.path / RETURNS, return_E.astype(np.float32), allow_pickle=False)
+        write_json(self.path / SUMMARY, summary)
+
+    def evaluations(self) -> dict[str, np.ndarray]:
+        """The evaluations so far, a column each; empty cells are NaN.
+
+        Raises:
+            UsageError: the file is missing or has other columns.
+        """
+        path = self.path / EVALUATIONS
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.reader(file))
+            if not rows or tuple(rows[0]) != COLUMNS:
+                raise UsageError(f"{path} does not have the columns of this version")
+            # a run that was killed may have left half a line
+            whole = [row for row in rows[1:] if len(row) == len(COLUMNS)]
+            cells = [[float(cell) if cell else np.nan for cell in row] for row in whole]
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{path} is damaged: {error}") from None
+        table = np.array(cells, dtype=float).reshape(-1, len(COLUMNS))
+        return dict(zip(COLUMNS, table.T, strict=True))
+
+    def config(self) -> dict[str, Any]:
+        return read_config(self.path)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``finish`` wrote.
+
+        Raises:
+            UsageError: the run is not finished, or the file is damaged.
+        """
+        return read_json(self.path / SUMMARY)
+
+
+def find_runs(runs_dir: Path) -> Iterator[RunDirectory]:
+    """All runs below a directory, finished or not, in order of their paths."""
+    if not runs_dir.is_dir():
+        raise UsageError(
+            f"there is no directory {runs_dir}: train something first, or set runs_dir"
+        )
+    for config in sorted(runs_dir.glob(f"**/seed=*/{CONFIG}")):
+        yield RunDirectory(config.parent)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a directory.
+
+    Raises:
+        UsageError: there is no run, or its configuration is damaged.
+    """
+    if not (path / CONFIG).is_file():
+        raise UsageError(f"{path} is no run directory: it has no {CONFIG}")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+        if not isinstance(config, dict) or not {"agent", "env", "seed"} <= set(config):
+            raise ValueError("agent, env or seed is missing")
+    except Exception as error:
+        raise UsageError(f"{path / CONFIG} is damaged: {' '.join(str(error).split())}") from None
+    return {str(key): value for key, value in config.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a UsageError of one line."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}: the run is not finished") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is damaged: it holds no JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def shop_name(shop: Shop, env: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """<world>-<scenario>[+non-default env keys]."""
+    rest = {k: v for k, v in env.items() if k not in ("world", "scenario")}
+    return f"{shop.world.name}-{shop.scenario}{suffix(rest, defaults)}"
+
+
+def suffix(values: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """+key=value for each value that is not the default, in order of the keys."""
+    changed = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+    text = "".join(f"+{key}={_plain(changed[key])}" for key in sorted(changed))
+    if len(text) > 150:  # file systems stop at 255
+        text = f"{text[:120]}+{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return text
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "x".join(_plain(item) for item in value)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", str(value))
+
+
+def fingerprint(shop: Shop) -> str:
+    """A short name for everything that decides what a policy earns in a shop."""
+    tables = shop.tables
+    digest = hashlib.sha256(json.dumps(recenv.shop.describe(shop), sort_keys=True).encode())
+    for table in (tables.rows, tables.bump, tables.drift):
+        digest.update(np.ascontiguousarray(table).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, Any]:
+    """What the run was made with."""
+    names = ("numpy", "gymnasium", "torch", "stable-baselines3", "hydra-core", "array-api-compat")
+    return {
+        "recenv": recenv.__version__,
+        "git": _git(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        **{name: _version(name) for name in names},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> str | None:
+    """The commit of the code, with "+" if files were changed since."""
+    root = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
