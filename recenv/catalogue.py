@@ -30,6 +30,9 @@ class Catalogue:
         embedding_ID: unit vectors in the space of interests.
         num_categories: K (a category may be empty).
         item_names, category_names: what to call them in pictures and reports.
+        log_price_scale: mean and standard deviation that standardise the log price; None
+            measures them. A part of a catalogue keeps those of the whole, so that the same
+            price means the same.
     """
 
     category_I: IntArray
@@ -42,18 +45,26 @@ class Catalogue:
     num_categories: int
     item_names: tuple[str, ...] = ()
     category_names: tuple[str, ...] = ()
+    log_price_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(getattr(self, name)) for name in ARRAYS}
         if len(sizes) != 1 or 0 in sizes:
             raise UsageError(f"a catalogue's arrays must have one length > 0, got {sorted(sizes)}")
         for name in ARRAYS:
+            axes = len(name.rpartition("_")[2])
+            if getattr(self, name).ndim != axes:
+                raise UsageError(f"the catalogue's {name} must have {axes} axes")
             if not np.isfinite(getattr(self, name)).all():
                 raise UsageError(f"the catalogue's {name} holds values that are not finite")
         if self.category_I.min() < 0 or self.category_I.max() >= self.num_categories:
             raise UsageError(f"category_I must lie in 0..{self.num_categories - 1}")
         if self.price_I.min() <= 0:
             raise UsageError("prices must be positive")
+        if np.abs(self.quality_I).max() > 1:
+            raise UsageError("quality_I must lie in -1..1")
+        if self.brand_I.min() < 0:
+            raise UsageError("brand_I must be 0 or more")
 
     @property
     def num_items(self) -> int:
@@ -61,14 +72,22 @@ class Catalogue:
 
     @property
     def interest_dim(self) -> int:
-        return self.embedding_ID.shape[1]
+        return int(self.embedding_ID.shape[1])
 
     @cached_property
     def log_price_I(self) -> FloatArray:
         """Log price, standardised over the catalogue."""
+        mean, scale = self.log_price_standard
+        standardised: FloatArray = (np.log(self.price_I) - mean) / scale
+        return standardised.astype(np.float32)
+
+    @cached_property
+    def log_price_standard(self) -> tuple[float, float]:
+        """Mean and standard deviation that standardise the log price."""
+        if self.log_price_scale is not None:
+            return self.log_price_scale
         log_price = np.log(self.price_I)
-        spread = log_price.std() if self.num_items > 1 else 0.0
-        return ((log_price - log_price.mean()) / max(spread, 1e-6)).astype(np.float32)
+        return float(log_price.mean()), max(float(log_price.std()), 1e-6)
 
     @cached_property
     def features_IF(self) -> FloatArray:
@@ -95,14 +114,18 @@ class Catalogue:
         )
 
     def first(self, count: int) -> Catalogue:
-        """The first ``count`` items (loaded worlds sort theirs by sales)."""
+        """The first ``count`` items (loaded worlds sort theirs by sales).
+
+        Categories that come after the last one that is left are dropped.
+        """
         arrays = {name: getattr(self, name)[:count] for name in ARRAYS}
-        names = self.item_names[:count]
+        categories = int(arrays["category_I"].max()) + 1
         return Catalogue(
             **arrays,
-            num_categories=self.num_categories,
-            item_names=names,
-            category_names=self.category_names,
+            num_categories=categories,
+            item_names=self.item_names[:count],
+            category_names=self.category_names[:categories],
+            log_price_scale=self.log_price_standard,
         )
 
     def item_name(self, item: int) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -19,6 +19,7 @@ from recenv.catalogue import ARRAYS, Catalogue, FloatArray, IntArray
 from recenv.dynamics import Dynamics, Items, sigmoid, utilities
 from recenv.errors import UsageError, unknown
 from recenv.population import Population, initial_state, normalise
+from recenv.scenarios import SCENARIOS
 from recenv.seeding import Role, generator
 
 FORMAT = 1
@@ -50,6 +51,20 @@ class World:
     difficulty: float
     scenario: str = "full"
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scenario not in SCENARIOS:
+            raise unknown("scenario", self.scenario, SCENARIOS)
+        dims = self.catalogue.interest_dim, self.population.interest_dim
+        if dims[0] != dims[1]:
+            raise UsageError(
+                f"items and shoppers must share interest_dim, got {dims[0]}, {dims[1]}"
+            )
+        if not (math.isfinite(self.interest_weight) and math.isfinite(self.difficulty)):
+            raise UsageError("interest_weight and difficulty must be finite")
+        # numpy's own scalars would widen every float32 array that they touch
+        for name in ("interest_weight", "difficulty"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -269,6 +284,7 @@ def write(world: World, path: Path) -> None:
         "num_categories": world.catalogue.num_categories,
         "item_names": world.catalogue.item_names,
         "category_names": world.catalogue.category_names,
+        "log_price_scale": world.catalogue.log_price_standard,
         "population": scalars,
     }
     members = {name: getattr(world.catalogue, name) for name in ARRAYS}
@@ -296,16 +312,13 @@ def read(path: Path) -> World:
             members = {name: file[name] for name in file.files}
         meta = json.loads(str(members.pop("meta")))
         if meta["format"] != FORMAT:
-            raise UsageError(
-                f"world file {path} has format {meta['format']}, this version reads {FORMAT}: "
-                "build it again"
-            )
+            raise UsageError(f"its format is {meta['format']}, this version reads {FORMAT}")
         return _assemble(meta, members)
     except FileNotFoundError:
         raise UsageError(f"there is no world file {path}") from None
     except UsageError as error:
-        raise UsageError(f"world file {path}: {error}") from None
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"world file {path}: {error}: build it again") from None
+    except Exception as error:  # there is no end to the ways in which a file can be damaged
         raise UsageError(
             f"world file {path} is damaged ({type(error).__name__}: {error}): build it again"
         ) from None
@@ -317,6 +330,7 @@ def _assemble(meta: dict[str, Any], members: dict[str, Any]) -> World:
         num_categories=meta["num_categories"],
         item_names=tuple(meta["item_names"]),
         category_names=tuple(meta["category_names"]),
+        log_price_scale=_pair(meta["log_price_scale"]),
     )
     prefix = "population."
     arrays = {
@@ -333,6 +347,11 @@ def _assemble(meta: dict[str, Any], members: dict[str, Any]) -> World:
         scenario=meta["scenario"],
         provenance=meta["provenance"],
     )
+
+
+def _pair(values: list[float]) -> tuple[float, float]:
+    mean, scale = values
+    return float(mean), float(scale)
 
 
 def _split(population: Population) -> tuple[dict[str, float], dict[str, FloatArray]]:
