@@ -152,7 +152,7 @@ def _panel(shop: str, runs: list[results.RunDirectory]) -> Panel | None:
 
 
 def _name(reference: dict[str, Any] | None, otherwise: str) -> str:
-    return f"{reference['name']} ({reference['return']:.1f})" if reference else otherwise
+    return f"{reference['name']}\n({reference['return']:.1f})" if reference else otherwise
 
 
 def _myopic(references: dict[str, Any]) -> float | None:
@@ -184,11 +184,11 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     longest = max(curve.timesteps_E[-1] for curve in panel.curves)
     axis.axhline(1.0, color="0.35", linewidth=1.0, linestyle=":")
     axis.axhline(0.0, color="0.35", linewidth=1.0, linestyle=":")
-    _note(axis, 1.0, f"1 = {panel.high}")
-    _note(axis, 0.0, f"0 = {panel.low}")
+    _note(axis, 1.0, f"{panel.high} = 1")
+    _note(axis, 0.0, f"{panel.low} = 0")
     if panel.myopic is not None and abs(panel.myopic - 1.0) > 0.03:
         axis.axhline(panel.myopic, color="0.35", linewidth=1.0, linestyle=(0, (6, 2)))
-        _note(axis, panel.myopic, f"myopic oracle {panel.myopic:.2f}")
+        _note(axis, panel.myopic, f"myopic oracle\n= {panel.myopic:.2f}")
     known = _styles([curve.label for curve in panel.curves])
     ranked = sorted(panel.curves, key=lambda curve: -curve.score_E[-1])
     for curve in ranked:
@@ -231,11 +231,12 @@ def _note(axis: Axes, height: float, text: str) -> None:
         text,
         (1.0, height),
         xycoords=("axes fraction", "data"),
-        xytext=(-3, 2),
+        xytext=(5, 0),
         textcoords="offset points",
-        ha="right",
-        fontsize=7.5,
+        va="center",
+        fontsize=8,
         color="0.3",
+        annotation_clip=False,
     )
 
 

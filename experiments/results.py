@@ -77,6 +77,10 @@ class RunDirectory:
         return self.path / AGENT
 
     @property
+    def picture(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    @property
     def label(self) -> str:
         """The agent, with what is not default about it."""
         return self.path.parent.name
@@ -163,6 +167,21 @@ class RunDirectory:
             raise UsageError(f"{path} is damaged: {error}") from None
         table = np.array(cells, dtype=float).reshape(-1, len(COLUMNS))
         return dict(zip(COLUMNS, table.T, strict=True))
+
+    def returns(self) -> np.ndarray:
+        """The return (E,) of every shopper in the last evaluation.
+
+        Raises:
+            UsageError: the run is not finished, or the file is damaged.
+        """
+        path = self.path / RETURNS
+        try:
+            return_E: np.ndarray = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            raise UsageError(f"there is no {path}: the run is not finished") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"{path} is damaged: {error}") from None
+        return return_E
 
     def config(self) -> dict[str, Any]:
         return read_config(self.path)

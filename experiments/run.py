@@ -54,6 +54,8 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     agent = make_agent(config["agent"], config["env"], config["seed"], config["device"])
     if not directory.claim(config, if_exists):
         print(f"{directory.path} is there already: left as it is", file=sys.stderr)
+        if directory.finished:
+            _show(directory)
         return directory
     evaluation = config["eval"]
     cache = directory.path.parent.parent
@@ -62,7 +64,14 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     with recorder.training():
         agent.learn(config["total_timesteps"], recorder)
     recorder.finish()
+    _show(directory)
     return directory
+
+
+def _show(directory: results.RunDirectory) -> None:
+    """The short table of a finished run."""
+    files = {"run": directory.path, "picture": directory.picture}
+    print_table(f"{directory.label} on {directory.shop}", directory.summary(), files)
 
 
 def run_directory(config: dict[str, Any]) -> results.RunDirectory:
@@ -180,10 +189,7 @@ class Recorder:
         }
         self.directory.finish(summary, return_E)
         self._logger.close()
-        picture = self.directory.path / "learning_curve.png"
-        plot.draw([self.directory], picture)
-        title = f"{self.directory.label} on {self.directory.shop}"
-        print_table(title, summary, {"run": self.directory.path, "picture": picture})
+        plot.draw([self.directory], self.directory.picture)
 
 
 FAILED: list[str] = []  # the jobs of this process's sweep that did not succeed

@@ -48,7 +48,7 @@ class Dynamics:
         churn_trust: log odds of leaving taken off by full trust.
     """
 
-    interest_weight: float = 3.5
+    interest_weight: float = 4.0
     trust_weight: float = 0.0
     trust_slope: float = 0.5
     trust_memory: float = 0.95
@@ -292,6 +292,6 @@ def step(
         state=State(interest, satiation, satisfaction, refusals, patience, remaining),
         event=classify(dynamics, tables, margin, bought),
         purchase_reward=2.0 * sale - 1.0,
-        leaving_charge=-(remaining * left),
+        leaving_charge=0.0 - remaining * left,  # not -(...), which shows as -0.0
         terminated=left | (remaining <= 0),
     )

@@ -21,6 +21,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "interest_pull": 0.03,
         "drift_scale": 0.03,
         "satiation_gain": 1.0,
-        "trust_weight": 1.5,
+        "trust_weight": 1.25,
     },
 }

@@ -82,7 +82,7 @@ class Synthetic:
     interest_dim: int = 8
     feature_signal: float = 0.7
     temptation: float = 0.8
-    interest_weight: float = 3.5
+    interest_weight: float = 4.0
     price_sensitivity: float = 0.5
 
     def build(self) -> World:

@@ -1,0 +1,158 @@
+"""The story that the scenarios promise, trained and checked.
+
+    python -m experiments.story
+    python -m experiments.story runs_dir=runs/story worlds=0 seeds=0
+
+Arguments:
+    runs_dir  where the runs go (runs/story); finished ones are used, the others are done
+    worlds    world seeds, separated by commas (0,1,2,3)
+    seeds     training seeds (0,1,2)
+    claims    only claims that hold this text, e.g. claims=static
+
+Every claim is a difference between two agents, or between an agent and a reference, paired
+over the shoppers of one evaluation, and has to hold in every world and for every seed.
+Writes <runs_dir>/story.md; exits with 1 if a claim fails.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments import results
+from experiments.build import CONF
+from experiments.cli import arguments, entry
+from experiments.run import run
+from recenv.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``better`` earns more than ``worse`` by ``margin`` on the normalised scale.
+
+    ``worse`` is an agent, or one of the references "low", "myopic", "high".
+    """
+
+    scenario: str
+    better: str
+    worse: str
+    margin: float = 0.0
+    timesteps: int = 600_000
+
+    def __str__(self) -> str:
+        margin = f"{self.margin:+.2f}" if self.margin else ""
+        return f"{self.scenario}: {self.better} > {self.worse}{margin}"
+
+
+CLAIMS = (
+    Claim("static", "scorer", "myopic", -0.05, 200_000),
+    Claim("static", "linucb", "myopic", -0.05, 200_000),
+    Claim("full", "rotation", "low"),
+    Claim("full", "myopic_oracle", "rotation"),
+    Claim("full", "ppo", "myopic"),
+    Claim("full", "index_policy", "myopic", 0.25),
+    Claim("full", "ppo", "high"),
+    Claim("full", "dqn", "high", -0.15),
+    Claim("full", "ppo", "scorer"),
+    Claim("full", "dqn", "scorer"),
+    Claim("trust", "ppo", "scorer"),
+    Claim("trust", "dqn", "scorer"),
+    Claim("churn", "ppo", "myopic"),
+)
+UNSEEDED = ("myopic_oracle", "index_policy")  # the same whatever the training seed is
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim in one world with one seed, on the normalised scale."""
+
+    world: int
+    seed: int
+    difference: float
+    half: float  # of the 95% interval over shoppers
+
+    def holds(self, margin: float) -> bool:
+        return self.difference > margin
+
+
+def config(scenario: str, agent: str, world: int, seed: int, steps: int, runs_dir: Path) -> Any:
+    """The configuration of one run of the story."""
+    words = [f"agent={agent}", f"env.scenario={scenario}", f"env.world_seed={world}"]
+    words += [f"seed={seed}", f"total_timesteps={steps}", "progress=false"]
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
+    assert isinstance(composed, dict)
+    composed["runs_dir"] = str(runs_dir)
+    composed.pop("if_exists")
+    return composed
+
+
+def judge(claim: Claim, world: int, seed: int, runs_dir: Path) -> Verdict:
+    """Do the runs of a claim, where they are missing, and measure the difference."""
+
+    def finished(agent: str) -> results.RunDirectory:
+        own = 0 if agent in UNSEEDED else seed
+        asked = config(claim.scenario, agent, world, own, claim.timesteps, runs_dir)
+        return run(asked, "resume")
+
+    better = finished(claim.better)
+    summary = better.summary()
+    low, high = (summary[f"reference_{role}"]["return"] for role in ("low", "high"))
+    return_E = better.returns()
+    if claim.worse in ("low", "myopic", "high"):
+        difference_E = return_E - summary[f"reference_{claim.worse}"]["return"]
+    else:
+        difference_E = return_E - finished(claim.worse).returns()
+    difference_E = difference_E / max(high - low, 1e-9)
+    half = 1.96 * difference_E.std(ddof=1) / np.sqrt(len(difference_E))
+    return Verdict(world, seed, float(difference_E.mean()), float(half))
+
+
+def main(argv: list[str]) -> None:
+    """Check every claim in every world with every seed."""
+    defaults = {"runs_dir": "runs/story", "worlds": "0,1,2,3", "seeds": "0,1,2", "claims": ""}
+    asked = arguments(argv, defaults)
+    runs_dir = Path(str(asked["runs_dir"]))
+    worlds, seeds = _numbers("worlds", asked["worlds"]), _numbers("seeds", asked["seeds"])
+    claims = [claim for claim in CLAIMS if str(asked["claims"] or "") in str(claim)]
+    if not claims:
+        raise UsageError(f"no claim holds {asked['claims']!r}: {'; '.join(map(str, CLAIMS))}")
+    lines = ["| claim | holds | smallest difference | differences |", "|---|---|---|---|"]
+    failed = 0
+    for claim in claims:
+        verdicts = [judge(claim, world, seed, runs_dir) for world in worlds for seed in seeds]
+        good = sum(verdict.holds(claim.margin) for verdict in verdicts)
+        failed += good < len(verdicts)
+        lines.append(_line(claim, verdicts, good))
+        print(lines[-1], file=sys.stderr)
+    results.write_text(runs_dir / "story.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    if failed:
+        print(f"{failed} of {len(claims)} claims do not hold", file=sys.stderr)
+        sys.exit(1)
+
+
+def _line(claim: Claim, verdicts: list[Verdict], good: int) -> str:
+    least = min(verdicts, key=lambda verdict: verdict.difference)
+    every = " ".join(f"{verdict.difference:+.2f}" for verdict in verdicts)
+    return (
+        f"| {claim} | {good} of {len(verdicts)} | "
+        f"{least.difference:+.3f} ± {least.half:.3f} | {every} |"
+    )
+
+
+def _numbers(name: str, text: Any) -> list[int]:
+    try:
+        return [int(word) for word in str(text).split(",")]
+    except ValueError:
+        raise UsageError(f"{name} must be whole numbers separated by commas, got {text!r}") from None
+
+
+if __name__ == "__main__":
+    entry(main, __doc__)

@@ -1,0 +1,331 @@
+"""The bench's arithmetic, files and manners; never how fast anything is."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from experiments import bench
+from experiments.bench import Bench, Result, Sizes
+from experiments.cli import entry
+from recenv.vector_env import RecsysVectorEnv
+
+TINY = Sizes(
+    num_envs=8,
+    vector_rounds=2,
+    vector_steps=5,
+    single_rounds=2,
+    single_steps=60,
+    many_items=2000,
+    ppo_rounds=1,
+    ppo_steps=80,
+    ppo={"num_envs": 8, "n_steps": 5, "minibatches": 2, "n_epochs": 1},
+    sb3={"n_steps": 8, "batch_size": 32, "n_epochs": 1},
+)
+CPU = torch.device("cpu")
+FIELDS = {
+    "row",
+    "what",
+    "against",
+    "unit",
+    "ours",
+    "reference",
+    "ratio",
+    "ratio_min",
+    "ratio_max",
+    "rounds",
+    "floor",
+    "ceiling",
+    "verdict",
+}
+ASKED = {
+    "vector": 0.35,
+    "vector_no_churn": 0.4,
+    "single": 0.25,
+    "single_default": 0.25,
+    "catalogue": 1.3,
+    "ppo": 12,
+}
+
+
+def fake_clock(*seconds: float) -> Callable[[], float]:
+    """A clock by which turn after turn lasts so long."""
+    times: list[float] = []
+    now = 0.0
+    for duration in seconds:
+        times += [now, now + duration]
+        now += duration + 1000.0  # what lies between two turns does not count
+    return iter(times).__next__
+
+
+def fabricated(ratio: float) -> Result:
+    """A row of which at least 0.35 is asked."""
+    return Result(
+        row="vector",
+        what="this",
+        against="that",
+        unit="steps/s",
+        ours=1000 * ratio,
+        reference=1000.0,
+        ratio=ratio,
+        ratio_min=ratio - 0.1,
+        ratio_max=ratio + 0.1,
+        rounds=3,
+        floor=0.35,
+    )
+
+
+def fabricate(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Let the bench have one row, with a known ratio."""
+
+    def row(_: Bench) -> Iterator[Result]:
+        yield fabricated(ratio)
+
+    monkeypatch.setattr(bench, "ROWS", {"vector": row})
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of ``python -m experiments.bench`` with these words."""
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    try:
+        entry(bench.main, bench.__doc__)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_all_rows_are_measured_printed_and_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "QUICK", TINY)
+    monkeypatch.setenv("COLUMNS", "120")
+    threads = torch.get_num_threads()
+    assert run_command(monkeypatch, "quick=true", "device=cpu", f"out={tmp_path}/new") == 0
+    assert torch.get_num_threads() == threads
+
+    report = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert {"machine", "seconds", "quick", "device", "rows"} <= set(report)
+    assert {"cpu", "cores", "python", "torch", "gymnasium", "git"} <= set(report["machine"])
+    rows = {row["row"]: row for row in report["rows"]}
+    assert list(rows) == [*ASKED, "torch_cpu", "memory"]
+    assert all(set(row) == FIELDS for row in rows.values())
+    for name, asked in ASKED.items():
+        assert (rows[name]["floor"] or rows[name]["ceiling"]) == asked
+        assert rows[name]["verdict"] in ("ok", "short")
+    for row in rows.values():
+        if row["ratio"] is not None:
+            assert row["ours"] > 0
+            assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+    assert rows["torch_cpu"]["verdict"] is None
+    assert rows["memory"]["unit"] == "bytes"
+
+    page = (tmp_path / "new" / "bench.md").read_text()
+    printed = capsys.readouterr().out
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(rows)
+    assert len({line.count("|") for line in table}) == 1
+    for name in rows:
+        assert f"| {name} |" in page
+        assert name in printed
+    assert report["machine"]["cpu"] in page
+
+
+def test_only_the_rows_that_were_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "QUICK", TINY)
+    words = ("quick=true", "rows=memory, vector,memory", f"out={tmp_path}")
+    assert run_command(monkeypatch, *words) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["row"] for row in report["rows"]] == ["memory", "vector"]
+
+
+def test_sides_take_turns_and_ratios_are_per_round() -> None:
+    order = []
+
+    def ours() -> int:
+        order.append("ours")
+        return 100
+
+    def other() -> int:
+        order.append("other")
+        return 50
+
+    # speeds: 100/1, 50/1; 100/2, 50/4; 100/4, 50/1
+    clock = fake_clock(1, 1, 2, 4, 4, 1)
+    result = Bench(TINY, CPU, clock).compare("r", "a", "b", (ours, other), 3, floor=2.0)
+    assert order == ["ours", "other"] * 3
+    assert (result.ours, result.reference) == (50.0, 50.0)
+    assert (result.ratio_min, result.ratio, result.ratio_max) == (0.5, 2.0, 4.0)
+    assert (result.rounds, result.verdict) == (3, "ok")
+
+
+def test_under_a_ceiling_the_ratio_is_one_of_costs() -> None:
+    clock = fake_clock(3, 2)
+    sides = (lambda: 10, lambda: 10)
+    result = Bench(TINY, CPU, clock).compare("r", "a", "b", sides, 1, ceiling=1.3)
+    assert result.ratio == pytest.approx(1.5)
+    assert result.verdict == "short"
+    assert result.asked == "<= 1.3"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "floor", "ceiling", "verdict"),
+    [
+        (0.35, 0.35, None, "ok"),
+        (0.349, 0.35, None, "short"),
+        (1.3, None, 1.3, "ok"),
+        (1.31, None, 1.3, "short"),
+        (0.1, None, None, None),
+        (None, None, None, None),
+    ],
+)
+def test_verdict(
+    ratio: float | None, floor: float | None, ceiling: float | None, verdict: str | None
+) -> None:
+    result = Result("r", "a", "steps/s", 1.0, ratio=ratio, floor=floor, ceiling=ceiling)
+    assert result.verdict == verdict
+
+
+def test_garbage_collection_rests_while_the_clock_runs() -> None:
+    seen = []
+
+    def broken() -> int:
+        seen.append(gc.isenabled())
+        raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError):
+        Bench(TINY, CPU).compare("r", "a", "b", (broken, broken), 1)
+    assert seen == [False]
+    assert gc.isenabled()
+
+
+def test_sides_count_their_environment_steps() -> None:
+    assert bench.vector_side("Recsys-v0", 8, 5)() == 40
+    assert bench.vector_side("CartPole-v1", 8, 5)() == 40
+    assert bench.single_side("Recsys-v0", 120)() == 120
+    assert bench.torch_side(8, 5, CPU)() == 40
+    ours, theirs = bench.ppo_side(TINY), bench.sb3_side(TINY)
+    assert [ours(), ours()] == [80, 80]
+    assert [theirs(), theirs()] == [64, 64]
+
+
+def test_memory_counts_state_and_luck_once_per_shopper() -> None:
+    def measured(num_envs: int) -> int:
+        env = RecsysVectorEnv(num_envs)
+        env.reset(seed=0)
+        return bench.state_bytes(env)
+
+    luck = 50 * (4 + 2)  # a float32 threshold and an int16 row for each step
+    assert measured(256) == 2 * measured(128)
+    # those in the shop and those who wait
+    assert 2 * luck < measured(128) / 128 < 4 * luck
+
+
+def test_memory_leaves_the_catalogue_out() -> None:
+    def measured(num_items: int) -> int:
+        env = RecsysVectorEnv(64, num_items=num_items)
+        env.reset(seed=0)
+        return bench.state_bytes(env)
+
+    assert measured(100) == measured(1000)
+
+
+def test_a_view_counts_with_its_owner() -> None:
+    owner = np.zeros((4, 10))
+    assert bench._owner(owner[1:][0]) is owner
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words", "code"),
+    [(0.4, ["strict=true"], 0), (0.3, ["strict=true"], 1), (0.3, [], 0)],
+)
+def test_only_strict_turns_a_short_row_into_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ratio: float,
+    words: list[str],
+    code: int,
+) -> None:
+    fabricate(monkeypatch, ratio)
+    assert run_command(monkeypatch, f"out={tmp_path}", *words) == code
+    printed = capsys.readouterr()
+    assert ("  short" in printed.out) == (ratio < 0.35)
+    assert ("short of what is asked: vector" in printed.err) == bool(code)
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["verdict"] == ("ok" if ratio >= 0.35 else "short")
+    assert row["ratio"] == ratio
+
+
+def test_figures_are_short_enough_for_a_narrow_terminal() -> None:
+    text = dict(zip(bench.HEADERS, bench.cells(fabricated(0.3456)), strict=True))
+    assert text["ours"] == "0.3 k"
+    assert text["reference"] == "1.0 k"
+    assert [text[name] for name in ("min", "ratio", "max")] == ["0.246", "0.346", "0.446"]
+    assert text["asked"] == ">= 0.35"
+    assert [bench._figure(value) for value in (None, 13.44, 123.4)] == ["", "13.4", "123"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rows=vectr"], "did you mean 'vector'?"),
+        (["rows=vector,,ppo"], "unknown row ''"),
+        (["row=vector"], "did you mean 'rows'?"),
+        (["vector"], "arguments are key=value"),
+        (["quick=5"], "quick must be true or false"),
+        (["strict=yes please"], "strict must be true or false"),
+        (["device=gpu"], "unknown device 'gpu'"),
+        (["out=null"], "out must name a directory"),
+        (["out={file}"], "choose another out"),
+        (["out={file}/deeper"], "choose another out"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("taken")
+    fabricate(monkeypatch, 1.0)
+    monkeypatch.setattr(bench, "ROWS", bench.ROWS | {"ppo": bench.ppo})
+    assert run_command(monkeypatch, *(word.format(file=file) for word in words)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert says in printed.err
+
+
+def test_a_device_that_is_not_here_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert run_command(monkeypatch, "device=cuda", f"out={tmp_path}/none") == 2
+    assert "not on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_help_names_every_row_and_argument(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    for word in (*bench.ROWS, "rows", "device", "out", "quick", "strict"):
+        assert f"    {word} " in text
+
+
+def test_the_reference_restarts_by_itself() -> None:
+    """Both sides of the vector rows run on through the ends of their sessions."""
+    env = gym.make_vec(bench.CARTPOLE, 8, vectorization_mode="vector_entry_point")
+    assert env.metadata["autoreset_mode"] is not gym.vector.AutoresetMode.DISABLED

@@ -1,0 +1,110 @@
+"""The one evaluation routine: the same people for everybody, and columns that are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.references import MyopicOracle, Random, Rotation
+from agents.rollout import Sessions
+from experiments.evaluate import Judge, Reference, References, entropy, gini, measure, warnings
+from recenv.errors import UsageError
+
+REFERENCES = References(Reference("r", -10.0), Reference("i", 30.0, 0.5), Reference("m", 20.0))
+
+
+def sessions(return_E: list[float], shown_I: list[int]) -> Sessions:
+    returns = np.array(return_E)
+    return Sessions(
+        returns, np.full(len(returns), 2.0), np.full(len(returns), 5.0), np.array(shown_I)
+    )
+
+
+def test_columns_by_hand() -> None:
+    row = measure(sessions([0.0, 20.0], [3, 1, 0, 0]), REFERENCES)
+    assert row["return_mean"] == 10.0
+    assert row["normalised_score"] == 0.5
+    half = 1.96 * np.sqrt(200.0) / np.sqrt(2)
+    assert row["return_low"] == pytest.approx(10 - half)
+    assert row["normalised_high"] == pytest.approx((10 + half + 10) / 40)
+    assert row["myopic_regret"] == 10.0
+    assert row["conversion"] == pytest.approx(0.4)
+    assert row["session_length"] == 5.0
+    assert row["coverage"] == 0.5
+    assert row["top_item_share"] == 0.75
+
+
+def test_gini_and_entropy_by_hand() -> None:
+    assert gini(np.full(4, 0.25)) == pytest.approx(0.0)
+    assert gini(np.array([0.0, 0.0, 0.0, 1.0])) == pytest.approx(0.75)
+    assert gini(np.array([0.25, 0.75])) == pytest.approx(0.25)
+    assert entropy(np.full(4, 0.25)) == pytest.approx(np.log(4))
+    assert entropy(np.array([1.0, 0.0])) == 0.0
+
+
+def test_a_collapsed_policy_is_told() -> None:
+    collapsed = measure(sessions([0.0, 1.0], [9, 1] + [0] * 98), REFERENCES)
+    spread = measure(sessions([0.0, 1.0], [1] * 100), REFERENCES)
+    assert any("collapsed" in text for text in warnings(collapsed, 100, 2000))
+    assert warnings(spread, 100, 2000) == []
+    assert any("too few" in text for text in warnings(spread, 100, 50))
+
+
+def test_random_is_zero_and_the_high_reference_one() -> None:
+    judge = Judge({"scenario": "full", "num_items": 20}, seed=0, shoppers=200)
+    agent = Random()
+    agent.bind(judge.env)
+    row, _ = judge(agent)
+    assert row["normalised_score"] == pytest.approx(0.0)
+    assert judge.references.high.name == "index_policy"
+    assert judge.references.high.value >= judge.references.myopic.value
+
+
+def test_evaluation_is_repeatable_and_its_seed_matters() -> None:
+    env = {"scenario": "churn", "num_items": 20}
+    agent = MyopicOracle()
+    first, second, other = (Judge(env, seed=s, shoppers=200) for s in (0, 0, 1))
+    agent.bind(first.env)
+    np.testing.assert_array_equal(first(agent)[1], second(agent)[1])
+    assert not np.array_equal(first(agent)[1], other(agent)[1])
+
+
+def test_different_agents_meet_the_same_shoppers() -> None:
+    judge = Judge({"num_items": 20}, seed=0, shoppers=50)
+    met = []
+    for agent in (Random(), MyopicOracle(), Rotation()):
+        agent.bind(judge.env)
+        judge(agent)
+        seed = judge.env.reset(seed=3)[0]
+        met.append(seed)
+    np.testing.assert_array_equal(met[0], met[1])
+    np.testing.assert_array_equal(met[0], met[2])
+
+
+def test_references_are_cached_and_the_cache_is_told_apart(tmp_path: Path) -> None:
+    env = {"num_items": 10}
+    judge = Judge(env, 0, 50, tmp_path)
+    text = (tmp_path / "references.json").read_text()
+    again = Judge(env, 0, 50, tmp_path)
+    assert again.references == judge.references
+    assert (tmp_path / "references.json").read_text() == text
+    other = Judge(env | {"world_seed": 1}, 0, 50, tmp_path)
+    assert other.references != judge.references
+
+
+def test_a_clientele_is_judged_as_regulars_and_as_newcomers() -> None:
+    judge = Judge({"num_items": 10, "num_shoppers": 30}, 0, 60)
+    agent = MyopicOracle()
+    agent.bind(judge.env)
+    row, _ = judge(agent)
+    assert row["newcomers_return_mean"] is not None
+    assert row["newcomers_return_mean"] != row["return_mean"]
+    assert judge.env.shopper_id_N.max() < 30
+
+
+@pytest.mark.parametrize("bad", [{"shoppers": 1}, {"shoppers": 2.5}, {"seed": -1}])
+def test_bad_evaluations_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"eval\."):
+        Judge({"num_items": 5}, **({"seed": 0, "shoppers": 10} | bad))
