@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,10 +18,203 @@ from recenv.shop import Memory, Shop
 RENDER_MODES = ("ansi", "rgb_array")
 
 
-class RecsysEnv(gym.Env[np.ndarray, int]):
-    """DOCPAGE"""
+class RecsysEnv(gym.Env[np.ndarray, np.int64]):
+    """A shop recommends one item at a time to a shopper, who buys it or does not.
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 2}
+    ## Description
+
+    A catalogue of I items in K categories, a shopper, and T recommendations. Each item has
+    a category k, a standardised log price z, an appeal h (how tempting it looks), a quality
+    q in [-1, 1] (how satisfied its buyer is) and an embedding v (a unit vector of D
+    dimensions). The shopper has an interest u (unit, D), a base rate a, a price sensitivity
+    c and a tolerance for refusals; her satiation s (K), net satisfaction m and run of
+    refusals r change with what she is shown. One step, with the parameters of `Arguments`:
+
+    1. **Utility**: U = interest_weight <u, v> + h - c z - s[k] + trust_weight g + a - difficulty,
+       where g = tanh(trust_slope m) is her trust.
+    2. **Choice**: one uniform draw w decides between nested events. She buys where
+       U > logit(w), so that P(purchase) = sigmoid(U); she at least puts the item in the cart
+       with probability sigmoid(U + cart_offset), at least views it with
+       sigmoid(U + view_offset), and says "not interested" with
+       1 - sigmoid(U + dismiss_offset). Otherwise she ignores it.
+    3. **Change**: s <- satiation_decay s, plus satiation_gain in the category that she
+       bought from; m <- trust_memory m + q if she bought, else trust_memory m; r <- 0 if she
+       bought, else r + 1. Her interest moves by interest_pull v if she bought, by
+       -refusal_push v if not, and by drift_scale e in any case (e is a random vector of mean
+       square length 1), and is normalised. Where the gain, or all of the movements, are 0,
+       satiation or interest stands still.
+    4. **Leaving** (only with churn): the hazard of this step is
+       sigmoid(churn_base - churn_trust g + r / tolerance), with the new g and r. She leaves
+       when the sum of hazards exceeds her patience, a draw from Exp(1): on each step with
+       probability 1 - exp(-hazard).
+
+    Appeal, quality, embeddings and interest are the simulator's secret. An agent may know
+    `env.unwrapped.shop.catalogue.features_IF` (I, F): one-hot category and brand, log price
+    and keywords. That tempting but poor items cost the trust on which later sales depend is
+    what planning can win here; RecSim's long-term satisfaction is a relative
+    (Ie et al. 2019, https://arxiv.org/abs/1909.04847).
+
+    ## Action Space
+
+    `Discrete(I)`: the item to recommend. Items may be recommended again.
+
+    ## Observation Space
+
+    A flat float32 `Box`, with the bounds below and a thousandth more for rounding.
+    `env.unwrapped.shop.observer.unflatten(observation)` gives the parts by name.
+
+    With `observation="latent"`, the shopper's state, D + K + 6 numbers (her patience is
+    hidden, but has no memory; her tolerance shows only in her refusals).
+    B(x) = 1 + x + ... + x^(T-1), and p is the relative spread of price sensitivities:
+
+    | index | name | meaning | min | max |
+    | --- | --- | --- | --- | --- |
+    | 0 .. D-1 | `interest` | u sqrt(D) | -sqrt(D) | sqrt(D) |
+    | D .. D+K-1 | `satiation` | s / satiation_gain, or s where that is 0 | 0 | B(satiation_decay) |
+    | D+K | `satisfaction` | trust_slope m | -max | trust_slope B(trust_memory) |
+    | D+K+1 | `trust` | g | -1 | 1 |
+    | D+K+2 | `refusals` | r / tolerance | 0 | T / the least tolerance |
+    | D+K+3 | `base_rate` | a / its spread among shoppers | -3 | 3 |
+    | D+K+4 | `price_sensitivity` | c / its mean among shoppers | 1 - 3 p, or 0 | 1 + 3 p |
+    | D+K+5 | `remaining` | recommendations to come / T | 0 | 1 |
+
+    With `observation="behaviour"`, only what she did, 7 + H (F + 6) numbers for the
+    H = `history` last interactions; events in the order of `recenv.Event`:
+
+    | index | name | meaning | min | max |
+    | --- | --- | --- | --- | --- |
+    | 0 | `remaining` | recommendations to come / T | 0 | 1 |
+    | 1 .. 6 | `counts` | number of each event so far / T | 0 | 1 |
+    | 7 .. 6+H*(F+6) | `interactions` | H times an item and its event | least or 0 | most or 1 |
+
+    Interactions stand newest first, each as the item's features (F, bounded by their extremes
+    in the catalogue) and a one-hot event (6), zeros where there is none yet; `unflatten`
+    gives them as `items` (H, F) and `events` (H, 6).
+
+    ## Rewards
+
+    +1 for a purchase, -1 for anything else. On the step on which a shopper leaves, the reward
+    also carries -1 for each recommendation that she will not see, so that leaving never
+    pays: the return of a session is always purchases - (T - purchases).
+
+    ## Starting State
+
+    The next shopper walks in: u is drawn from the world's mixture of interests and
+    normalised, a, c and log tolerance are drawn from normals cut off at 3 standard
+    deviations, and s, m and r are 0. With `num_shoppers` she is one of so many regulars who
+    come again and again. The whole luck of a session (choices, drift, patience) is drawn
+    with it from `np_random`, so that it does not depend on what is recommended: two agents
+    evaluated with one seed meet the same shoppers with the same luck. `reset()` without a
+    seed meets the next one; its `options` are not used.
+
+    ## Episode End
+
+    Both ends are part of the task and `terminated`: T recommendations, or (with churn)
+    leaving. `truncated` is False, unless a wrapper such as Gymnasium's `TimeLimit` cuts the
+    session.
+
+    ## Information
+
+    - `shopper_id` (also from `reset`): who is in the shop.
+    - `event`: what she did, a code of `recenv.Event`: IGNORE 0, NOT_INTERESTED 1, VIEW 2,
+      CART 3, PURCHASE 4 (SEARCH 5 is never a reply).
+    - `reward_terms`: `purchase` (+1 or -1) and `leaving` (the charge, <= 0); they add up to
+      the reward.
+    - with `reveal=True` also `purchase_probability` of the item, and `regret`: twice the gap
+      to the best item's probability, in expected reward of this step. Both cost a look at
+      all items.
+
+    ## Arguments
+
+    ```python
+    >>> import gymnasium as gym, recenv
+    >>> env = gym.make("Recsys-v0", scenario="churn", num_items=1000, render_mode="ansi")
+
+    ```
+
+    | keyword | default | meaning |
+    | --- | --- | --- |
+    | `render_mode` | `None` | `"ansi"` (words) or `"rgb_array"` (a picture, by matplotlib) |
+    | `world` | `"synthetic"` | or `"complete_journey"`, or the path of a world file |
+    | `world_seed` | `0` | which generated shop, and which regulars |
+    | `scenario` | `None` | a preset below; None: the world's own, generated `"full"` |
+    | `num_items` | `None` | I; None: 100, or all of a loaded world, which keeps the most bought |
+    | `num_categories` | `None` | K; None: min(10, I) (*) |
+    | `interest_dim` | `None` | D; None: 8 (*) |
+    | `feature_signal` | `None` | how much features tell of an item, 0 to 1; None: 0.7 (*) |
+    | `temptation` | `None` | correlation of appeal with poor quality; None: 0.8 (*) |
+    | `price_sensitivity` | `None` | mean of c; None: the world's, generated 0.5 |
+    | `difficulty` | `None` | utility taken off every item; None: the world's (**) |
+    | `horizon` | `50` | T |
+    | `num_shoppers` | `None` | size of the clientele; None: everybody is new |
+    | `observation` | `"latent"` | or `"behaviour"` |
+    | `history` | `20` | H, interactions remembered in `"behaviour"` |
+    | `reveal` | `False` | show purchase probability and regret in `info` |
+    | `autoreset_mode` | `"SameStep"` | of the vectorized environment, see below |
+    | `interest_weight` | `4.0` | utility of a perfect match; a loaded world has its own |
+    | `trust_weight` | `0.0` | utility gained at full trust, lost at full distrust |
+    | `trust_slope` | `0.5` | how fast trust follows satisfaction |
+    | `trust_memory` | `0.95` | share of satisfaction that survives a step |
+    | `satiation_gain` | `0.0` | utility that a bought category loses at once |
+    | `satiation_decay` | `0.9` | share of satiation that survives a step |
+    | `cart_offset` | `1.0` | how much easier a cart is than a purchase |
+    | `view_offset` | `2.0` | how much easier a view is; at least cart_offset |
+    | `dismiss_offset` | `4.0` | how far short "not interested" is; at least view_offset |
+    | `interest_pull` | `0.0` | movement of interest toward a bought item |
+    | `refusal_push` | `0.0` | movement of interest away from a refused item |
+    | `drift_scale` | `0.0` | length of a step of the interest's wandering |
+    | `churn` | `False` | whether shoppers leave before the horizon |
+    | `churn_base` | `-5.0` | log odds of the hazard at neutral trust and no refusals |
+    | `churn_trust` | `3.0` | log odds taken off by full trust |
+
+    (*) of generated worlds only: a loaded world has these built in and refuses them.
+    (**) a generated world sets it so that a random item converts at 18%.
+
+    From `interest_weight` on they are the parameters of a step. None always means the default.
+    Precedence: keyword, then scenario, then world and the defaults above. A scenario sets
+    only what changes about a shopper:
+
+    | scenario | sets | isolates |
+    | --- | --- | --- |
+    | `static` | nothing | exploration and generalisation |
+    | `drift` | `interest_pull=0.02, drift_scale=0.08` | tracking |
+    | `satiation` | `satiation_gain=1.0` | variety |
+    | `trust` | `trust_weight=2.0` | planning: poor items cost trust |
+    | `churn` | `churn=True` | retention |
+    | `full` | `interest_pull=0.03, drift_scale=0.03, satiation_gain=1.0, trust_weight=1.25` | all |
+
+    ## Vectorized environment
+
+    ```python
+    >>> envs = gym.make_vec("Recsys-v0", num_envs=1024)
+    >>> envs
+    RecsysVectorEnv(Recsys-v0, num_envs=1024)
+
+    ```
+
+    The same step for N shoppers at once, without `render_mode`; with one seed,
+    `num_envs=1` meets the shoppers that this environment meets. `max_episode_steps` cuts
+    sessions (`truncated`). `autoreset_mode` is one of Gymnasium's:
+
+    - `"SameStep"`: the step that ends a session returns the next one's first observation;
+      the old one ends in `info["final_obs"]` and `info["final_info"]`.
+    - `"NextStep"`: the next step ignores its action and returns the first observation with
+      reward 0.
+    - `"Disabled"`: `reset(options={"reset_mask": mask_N})` opens the next session of the
+      masked slots, and must before the next step.
+
+    `reset(options={"first_session_steps": steps_N})` cuts the first session of each slot
+    after so many steps, so that slots do not end in lockstep.
+
+    ## Version History
+
+    * v0: first version.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (an instance variable in gymnasium)
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 2,
+    }
 
     def __init__(self, *, render_mode: str | None = None, **keywords: Any):
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -32,6 +225,7 @@ class RecsysEnv(gym.Env[np.ndarray, int]):
         self.observation_space = self.shop.observation_space
         self._arrivals = self.shop.arrivals(1)
         self._session: Sessions | None = None
+        self._state: State  # from the first reset on
         self._memory: Memory | None = None
         self._time = 0
         self._over = True
@@ -63,7 +257,9 @@ class RecsysEnv(gym.Env[np.ndarray, int]):
             self._diary.open(int(session.shopper_id), session.state, session.traits)
         return self._observe(), {"shopper_id": int(session.shopper_id)}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: int | np.integer[Any]
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Recommend item ``action``.
 
         Raises:
@@ -122,9 +318,9 @@ class RecsysEnv(gym.Env[np.ndarray, int]):
         try:
             item = operator.index(action)
         except TypeError:
-            raise UsageError(
-                f"an action is the index of an item, a whole number, got {action!r}"
-            ) from None
+            item = None
+        if item is None or action is True or action is False:
+            raise UsageError(f"an action is the index of an item, a whole number, got {action!r}")
         if not 0 <= item < self.shop.num_items:
             raise UsageError(f"action {item} is not in the catalogue 0..{self.shop.num_items - 1}")
         return item
