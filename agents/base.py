@@ -11,6 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,13 +22,18 @@ from stable_baselines3.common.logger import Logger
 from recenv.catalogue import Catalogue
 from recenv.errors import UsageError
 from recenv.seeding import Role, derive_seed, generator
+from recenv.shop import as_number
 from recenv.vector_env import RecsysVectorEnv
 
 # Called after every batch of steps with the number of environment steps so far;
 # learning stops when it returns False.
 Callback = Callable[[int], bool]
 Prediction = tuple[np.ndarray, tuple[np.ndarray, ...] | None]
+# Setting -> its lowest and highest value; whole numbers where both bounds are.
+Bounds = dict[str, tuple[float, float]]
+POSITIVE, MANY = 1e-9, 10**9  # "above zero" and "as many as you like" in bounds
 SETTINGS_FILE = "agent.json"
+MEMORY = 2**31  # bytes that the observations in an agent's memory may take
 
 
 class Agent(ABC):
@@ -35,24 +41,37 @@ class Agent(ABC):
 
     Args:
         seed: of everything random in the agent.
-        device: "auto", "cpu", "cuda" or "cuda:n"; agents without torch ignore it.
+        device: "auto", "cpu", "cuda" or "cuda:n"; agents without torch do not use it.
         num_envs: shoppers that it learns from at once.
+
+    Raises:
+        UsageError: a setting is of the wrong type or out of range.
     """
 
     # What it is called in configs, run directories and figures.
     name: ClassVar[str]
     # Whether ``learn`` changes anything, so that there is a curve to draw.
     learns: ClassVar[bool] = True
+    # Of the numbers among the settings; every class adds its own, and calls ``check``.
+    bounds: ClassVar[Bounds] = {"seed": (0, 2**32 - 1), "num_envs": (1, 1_000_000)}
+    # The parts of ``describe`` that must be the same in every shop that it acts in.
+    fits: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, seed: int = 0, device: str = "auto", num_envs: int = 512):
-        if num_envs < 1:
-            raise UsageError(f"agent.num_envs must be at least 1, got {num_envs}")
+        self.check(seed=seed, num_envs=num_envs)
         self.seed = seed
         self.device = device
         self.num_envs = num_envs
+        self._torch = resolve_device(device)
         self.rng = generator(Role.AGENT, seed)
         self.logger: Logger | None = None
         self._env: RecsysVectorEnv | None = None
+        self._shop: dict[str, Any] | None = None  # what it was made for, see ``describe``
+
+    def check(self, **settings: Any) -> None:
+        """Refuse settings that ``bounds`` does not allow."""
+        for name, value in settings.items():
+            as_number(f"agent.{name}", value, *self.bounds[name])
 
     @property
     def env(self) -> RecsysVectorEnv:
@@ -60,6 +79,13 @@ class Agent(ABC):
         if self._env is None:
             raise UsageError(f"agent {self.name} is in no shop yet: call bind(vector_env) first")
         return self._env
+
+    @property
+    def training_env(self) -> RecsysVectorEnv:
+        """The same, fit for learning: every step of every slot is a recommendation."""
+        if self.env.shop.settings.autoreset_mode != "SameStep":
+            raise UsageError(f'agent {self.name} learns only where env.autoreset_mode="SameStep"')
+        return self.env
 
     @property
     def training_seed(self) -> int:
@@ -79,8 +105,16 @@ class Agent(ABC):
 
         Only the agents of ``references`` may read its state; all may read the public
         catalogue and who is in each slot.
+
+        Raises:
+            UsageError: the agent was made for a shop of another size.
         """
-        self._env = vector_env
+        shop = describe(vector_env)
+        made_for = self._shop or shop
+        for part in self.fits:
+            if made_for[part] != shop[part]:
+                raise UsageError(MISFITS[part].format(self.name, made_for[part], shop[part]))
+        self._env, self._shop = vector_env, made_for
 
     @contextmanager
     def acting_in(self, vector_env: RecsysVectorEnv) -> Iterator[None]:
@@ -90,7 +124,10 @@ class Agent(ABC):
         try:
             yield
         finally:
-            self._env = before
+            if before is None:
+                self._env = None
+            else:
+                self.bind(before)
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         """Learn from ``total_timesteps`` environment steps in the bound environment."""
@@ -124,54 +161,62 @@ class Agent(ABC):
         Returns:
             items and scores, each (k,) or (N, k).
         """
-        if not 1 <= k <= self.num_items:
-            raise UsageError(f"k must lie in 1..{self.num_items}, got {k}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= self.num_items:
+            raise UsageError(f"k must be a whole number in 1..{self.num_items}, got {k!r}")
         batch, single = as_batch(observation, self.env)
         score_NI = self.score(batch)
-        best_Nk = np.argpartition(-score_NI, k - 1, axis=1)[:, :k]
+        best_Nk = _best(score_NI, int(k))
         order_Nk = np.argsort(-np.take_along_axis(score_NI, best_Nk, axis=1), axis=1, kind="stable")
         item_Nk = np.take_along_axis(best_Nk, order_Nk, axis=1)
         value_Nk = np.take_along_axis(score_NI, item_Nk, axis=1)
         return (item_Nk[0], value_Nk[0]) if single else (item_Nk, value_Nk)
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's JSON-able keywords, for ``load``."""
-        return {"seed": self.seed, "device": self.device, "num_envs": self.num_envs}
+        """The constructor's JSON-able keywords, for ``load``; where it runs is no part of it."""
+        return {"seed": self.seed, "num_envs": self.num_envs}
 
     def save(self, directory: Path) -> None:
-        """Write the agent: its settings as JSON, and what it learned beside them."""
+        """Write what the agent learned, and beside it its settings as JSON."""
+        shop = self._shop or describe(self.env)
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"agent": self.name, **self.settings()}, indent=2)
-        (directory / SETTINGS_FILE).write_text(text + "\n")
         self._save(directory)
+        text = json.dumps({"agent": self.name, "shop": shop, **self.settings()}, indent=2)
+        (directory / SETTINGS_FILE).write_text(text + "\n")
 
     @classmethod
-    def load(cls, directory: Path, vector_env: RecsysVectorEnv) -> Agent:
+    def load(cls, directory: Path, vector_env: RecsysVectorEnv, device: str = "auto") -> Agent:
         """Read an agent that ``save`` wrote, and bind it.
 
         Raises:
-            UsageError: the files are missing, damaged or of another agent.
+            UsageError: the files are missing, damaged, of another agent or for another shop.
         """
         try:
             settings = json.loads((directory / SETTINGS_FILE).read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"no readable agent in {directory}: {error}") from None
-        if settings.pop("agent", None) != cls.name:
-            raise UsageError(f"{directory / SETTINGS_FILE} is not of an agent {cls.name}")
-        agent = cls(**settings)
-        agent.bind(vector_env)
-        try:
+            if settings.pop("agent") != cls.name:
+                raise UsageError(f"it is not of an agent {cls.name}")
+            shop = settings.pop("shop")
+            agent = cls(device=device, **settings)
+            agent._shop = shop
+            agent.bind(vector_env)
             agent._load(directory)
-        except UsageError:
-            raise
+        except UsageError as error:
+            raise UsageError(f"the agent in {directory} cannot be used: {error}") from None
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"there is no whole agent in {directory}: {Path(error.filename or '').name} is "
+                "missing; train it again"
+            ) from None
         except Exception as error:
-            raise UsageError(f"the agent in {directory} is damaged: {error}") from None
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(
+                f"the agent in {directory} is damaged ({told}): train it again"
+            ) from None
         return agent
 
-    def _save(self, directory: Path) -> None:
+    def _save(self, directory: Path) -> None:  # noqa: B027 (nothing, where nothing is learned)
         """Write what was learned."""
 
-    def _load(self, directory: Path) -> None:
+    def _load(self, directory: Path) -> None:  # noqa: B027
         """Read what ``_save`` wrote; the agent is bound."""
 
 
@@ -182,18 +227,28 @@ class OnlineAgent(Agent):
     """
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
-        env = self.env
+        env = self.training_env
         first_N = stagger(env, self.rng)
-        observation, _ = env.reset(seed=self.training_seed, options={"first_session_steps": first_N})
-        timesteps, going = 0, True
+        observation, _ = env.reset(
+            seed=self.training_seed, options={"first_session_steps": first_N}
+        )
+        timesteps, going, meter = 0, True, SessionMeter(env.num_envs)
         while going and timesteps < total_timesteps:
             item_N = self.explore(observation)
             following, reward_N, terminated_N, truncated_N, info = env.step(item_N)
             timesteps += env.num_envs
-            self.update(observation, item_N, reward_N, terminated_N | truncated_N, info)
+            done_N = terminated_N | truncated_N
+            self.update(observation, item_N, reward_N, done_N, info)
+            self._report(*meter.add(reward_N, done_N))
             observation = following
             going = callback is None or callback(timesteps)
         return self
+
+    def _report(self, slot: np.ndarray, return_n: np.ndarray, length_n: np.ndarray) -> None:
+        """Tell the logger of the sessions that ended, in stable-baselines3's words."""
+        if self.logger is not None and len(slot):
+            self.logger.record_mean("rollout/ep_rew_mean", float(return_n.mean()))
+            self.logger.record_mean("rollout/ep_len_mean", float(length_n.mean()))
 
     @abstractmethod
     def explore(self, observation: np.ndarray) -> np.ndarray:
@@ -211,6 +266,45 @@ class OnlineAgent(Agent):
         """Learn from one batch: what was seen, recommended and answered."""
 
 
+def describe(env: RecsysVectorEnv) -> dict[str, Any]:
+    """What of a shop agents are made for, JSON-able."""
+    layout = env.shop.observer.layout()
+    return {
+        "num_items": env.shop.num_items,
+        "num_shoppers": env.shop.settings.num_shoppers,
+        "observation": ", ".join(f"{k} {part.stop - part.start}" for k, part in layout.items()),
+    }
+
+
+MISFITS = {
+    "num_items": "agent {0} was made for {1} items, this shop has {2}: set env.num_items={1}, or "
+    "train an agent for this shop",
+    "observation": "agent {0} was made for observations of [{1}], this shop gives [{2}]: set "
+    "env.observation, history, interest_dim and num_categories as in its training, or train an "
+    "agent for this shop",
+}
+
+
+class SessionMeter:
+    """Adds up the returns and lengths of the sessions in N slots."""
+
+    def __init__(self, num_envs: int):
+        self._return_N = np.zeros(num_envs)
+        self._length_N = np.zeros(num_envs, dtype=np.int64)
+
+    def add(
+        self, reward_N: np.ndarray, done_N: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count a step; the slots whose sessions ended with it, their returns and lengths."""
+        self._return_N += reward_N
+        self._length_N += 1
+        slot = np.flatnonzero(done_N)
+        ended = slot, self._return_N[slot], self._length_N[slot]
+        self._return_N[slot] = 0.0
+        self._length_N[slot] = 0
+        return ended
+
+
 def stagger(env: RecsysVectorEnv, rng: np.random.Generator) -> np.ndarray:
     """Random lengths of the first sessions (N,), so that slots do not end in lockstep."""
     return rng.integers(1, env.shop.horizon, size=env.num_envs, endpoint=True)
@@ -222,9 +316,27 @@ def bought(info: dict[str, Any]) -> np.ndarray:
     return (terms["purchase"] > 0).astype(np.float32)
 
 
+def rows_in_memory(bytes_per_row: int) -> int:
+    """How many rows of observations an agent may remember."""
+    return max(MEMORY // bytes_per_row, 1)
+
+
+def _best(score_NI: np.ndarray, k: int) -> np.ndarray:
+    """The ``k`` best items (N, k) in order of their numbers; of equals those with the lowest."""
+    cut_N1 = -np.partition(-score_NI, k - 1, axis=1)[:, k - 1 : k]
+    above_NI, equal_NI = score_NI > cut_N1, score_NI == cut_N1
+    room_N1 = k - above_NI.sum(axis=1, keepdims=True)
+    chosen_NI = above_NI | (equal_NI & (np.cumsum(equal_NI, axis=1) <= room_N1))
+    return np.nonzero(chosen_NI)[1].reshape(len(score_NI), k)
+
+
 def as_batch(observation: np.ndarray, env: RecsysVectorEnv) -> tuple[np.ndarray, bool]:
     """Observations as (N, S), and whether there was only one of shape (S,)."""
-    batch = np.asarray(observation, dtype=np.float32)
+    try:
+        batch = np.asarray(observation, dtype=np.float32)
+    except (TypeError, ValueError):
+        got = type(observation).__name__
+        raise UsageError(f"observations must be an array of numbers, got {got}") from None
     size = env.single_observation_space.shape[0]
     if batch.ndim not in (1, 2) or batch.shape[-1] != size:
         raise UsageError(
@@ -239,6 +351,8 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         UsageError: it is unknown or not on this machine.
     """
+    if not isinstance(device, str):
+        raise UsageError(f"unknown device {device!r}: choose auto, cpu, cuda or cuda:n")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -255,12 +369,19 @@ def resolve_device(device: str) -> torch.device:
 def seed_globals(seed: int) -> None:
     """Seed the global generators, for the libraries that know no other.
 
-    stable-baselines3, ``nn.Linear`` and ``Categorical`` draw from these; nothing of our
-    own does.
+    stable-baselines3 and torch's ``Categorical`` draw from these; nothing of our own does.
     """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator seeded in here, and left as it was: layers know no other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

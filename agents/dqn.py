@@ -8,20 +8,22 @@ import numpy as np
 import torch
 from stable_baselines3 import DQN
 
+from agents.base import MANY, POSITIVE, Bounds, rows_in_memory
 from agents.sb3_bridge import SB3Agent
+from recenv.seeding import Role, generator
 
-HYPERPARAMETERS = (
-    "learning_rate",
-    "buffer_size",
-    "learning_starts",
-    "batch_size",
-    "train_freq",
-    "gradient_steps",
-    "target_update_interval",
-    "gamma",
-    "exploration_fraction",
-    "exploration_final_eps",
-)
+HYPERPARAMETERS: Bounds = {
+    "learning_rate": (POSITIVE, 10.0),
+    "buffer_size": (1, MANY),
+    "learning_starts": (0, MANY),
+    "batch_size": (1, MANY),
+    "train_freq": (1, MANY),
+    "gradient_steps": (1, MANY),
+    "target_update_interval": (1, MANY),
+    "gamma": (0.0, 1.0),
+    "exploration_fraction": (POSITIVE, 1.0),
+    "exploration_final_eps": (0.0, 1.0),
+}
 
 
 class PerShopperDQN(DQN):
@@ -30,7 +32,10 @@ class PerShopperDQN(DQN):
     stable-baselines3 draws once for the whole batch, so that all shoppers explore or none.
     """
 
-    explorer: np.random.Generator
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # not the stream that the agent's other draws come from
+        self._explorer = generator(Role.AGENT, self.seed or 0).spawn(1)[0]
 
     def predict(
         self,
@@ -42,8 +47,8 @@ class PerShopperDQN(DQN):
         item_N, state = self.policy.predict(observation, state, episode_start, True)
         if deterministic:
             return item_N, state
-        explores_N = self.explorer.random(len(item_N)) < self.exploration_rate
-        random_N = self.explorer.integers(self.action_space.n, size=len(item_N))
+        explores_N = self._explorer.random(np.shape(item_N)) < self.exploration_rate
+        random_N = self._explorer.integers(self.action_space.n, size=np.shape(item_N))
         return np.where(explores_N, random_N, item_N), state
 
 
@@ -58,13 +63,14 @@ class DQNAgent(SB3Agent):
     name: ClassVar[str] = "dqn"
     algorithm = PerShopperDQN
     activation = torch.nn.ReLU
+    bounds = SB3Agent.bounds | HYPERPARAMETERS
 
     def __init__(
         self,
         *,
         num_envs: int = 64,
-        reward_scale: float = 0.1,
-        learning_rate: float = 1e-3,
+        reward_scale: float = 0.3,
+        learning_rate: float = 5e-4,
         buffer_size: int = 200_000,
         learning_starts: int = 5_000,
         batch_size: int = 512,
@@ -79,15 +85,12 @@ class DQNAgent(SB3Agent):
         super().__init__(num_envs=num_envs, reward_scale=reward_scale, **settings)
         given = locals()
         self.given = {name: given[name] for name in HYPERPARAMETERS}
-
-    @property
-    def model(self) -> DQN:
-        model = super().model
-        model.explorer = self.rng
-        return model
+        self.check(**self.given)
 
     def hyperparameters(self) -> dict[str, Any]:
-        return self.given
+        # a transition holds two observations of float32
+        most = rows_in_memory(8 * self.env.single_observation_space.shape[0])
+        return self.given | {"buffer_size": min(self.given["buffer_size"], most)}
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
         values: torch.Tensor = self.model.q_net(observation)

@@ -7,17 +7,19 @@ from typing import Any, ClassVar
 import torch
 from stable_baselines3 import PPO
 
+from agents.base import MANY, POSITIVE, Bounds
 from agents.sb3_bridge import SB3Agent
+from recenv.errors import UsageError
 
-HYPERPARAMETERS = (
-    "n_steps",
-    "n_epochs",
-    "learning_rate",
-    "gamma",
-    "gae_lambda",
-    "ent_coef",
-    "clip_range",
-)
+HYPERPARAMETERS: Bounds = {
+    "n_steps": (1, MANY),
+    "n_epochs": (1, MANY),
+    "learning_rate": (POSITIVE, 10.0),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "ent_coef": (0.0, 1e6),
+    "clip_range": (POSITIVE, 1e6),
+}
 
 
 class PPOAgent(SB3Agent):
@@ -29,17 +31,18 @@ class PPOAgent(SB3Agent):
 
     name: ClassVar[str] = "ppo"
     algorithm = PPO
+    bounds = SB3Agent.bounds | HYPERPARAMETERS | {"minibatches": (1, MANY)}
 
     def __init__(
         self,
         *,
-        n_steps: int = 25,
-        minibatches: int = 8,
+        n_steps: int = 10,
+        minibatches: int = 4,
         n_epochs: int = 5,
         learning_rate: float = 3e-3,
         gamma: float = 0.97,
         gae_lambda: float = 0.9,
-        ent_coef: float = 0.0,
+        ent_coef: float = 0.01,
         clip_range: float = 0.2,
         **settings: Any,
     ):
@@ -47,13 +50,23 @@ class PPOAgent(SB3Agent):
         self.minibatches = minibatches
         given = locals()
         self.given = {name: given[name] for name in HYPERPARAMETERS}
+        self.check(minibatches=minibatches, **self.given)
+        rollout = self.num_envs * n_steps
+        if rollout < 2 * minibatches:
+            raise UsageError(
+                f"agent.minibatches={minibatches} leaves fewer than two of the num_envs * n_steps "
+                f"= {rollout} recommendations for each: choose fewer"
+            )
 
     def hyperparameters(self) -> dict[str, Any]:
-        batch_size = max(self.num_envs * self.given["n_steps"] // self.minibatches, 2)
+        batch_size = self.num_envs * self.given["n_steps"] // self.minibatches
         return self.given | {"batch_size": batch_size}
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.policy.get_distribution(observation).distribution.logits
+        # not from the policy's distribution, whose checks cost more than the network
+        policy = self.model.policy
+        features = policy.extract_features(observation, policy.pi_features_extractor)
+        logits: torch.Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
         return logits
 
     def settings(self) -> dict[str, Any]:

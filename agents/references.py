@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import numpy as xp
 
-from agents.base import Agent, Callback, OnlineAgent, Prediction, as_batch, bought
+from agents.base import MANY, Agent, Callback, OnlineAgent, Prediction, as_batch, bought
 from agents.rollout import play
 from recenv import dynamics as physics
 from recenv.errors import UsageError
@@ -67,11 +67,15 @@ class IndexPolicy(MyopicOracle):
     """
 
     name: ClassVar[str] = "index_policy"
+    bounds = Agent.bounds | {"weight": (-1e6, 1e6), "tuning_shoppers": (1, MANY)}
 
     def __init__(
         self, *, weight: float | None = None, tuning_shoppers: int = 1000, **settings: Any
     ):
         super().__init__(**settings)
+        self.check(tuning_shoppers=tuning_shoppers)
+        if weight is not None:
+            self.check(weight=weight)
         self.weight = weight
         self.tuning_shoppers = tuning_shoppers
 
@@ -131,6 +135,8 @@ class Cycle(Agent):
     recommendations that remain to her.
     """
 
+    fits = ("num_items",)
+
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         self.cycle = np.zeros(1, dtype=np.int64)
@@ -154,8 +160,9 @@ class Cycle(Agent):
 
     def _load(self, directory: Path) -> None:
         cycle = np.load(directory / "cycle.npy", allow_pickle=False)
-        if cycle.ndim != 1 or not len(cycle) or cycle.max() >= self.num_items:
-            raise UsageError(f"the cycle in {directory} does not fit the catalogue")
+        known = cycle.ndim == 1 and len(cycle) and np.isin(cycle, np.arange(self.num_items)).all()
+        if not known or cycle.dtype.kind not in "iu":
+            raise UsageError("its cycle is not one of items of this shop: train it again")
         self.cycle = cycle
 
 
@@ -168,9 +175,11 @@ class Popularity(Cycle, OnlineAgent):
     """
 
     name: ClassVar[str] = "popularity"
+    bounds = Agent.bounds | {"epsilon": (0.0, 1.0), "best": (1, MANY)}
 
     def __init__(self, *, epsilon: float = 0.2, best: int = 10, **settings: Any):
         super().__init__(**settings)
+        self.check(epsilon=epsilon, best=best)
         self.epsilon = epsilon
         self.best = best
         self.log: PurchaseRates | None = None
@@ -214,6 +223,13 @@ class Rotation(Cycle):
     """
 
     name: ClassVar[str] = "rotation"
+    bounds = Agent.bounds | {
+        "length": (1, MANY),
+        "pool": (1, MANY),
+        "warm_up": (0.0, 1.0),
+        "final": (0.0, 1.0),
+        "elite": (0.0, 1.0),
+    }
 
     def __init__(
         self,
@@ -226,6 +242,7 @@ class Rotation(Cycle):
         **settings: Any,
     ):
         super().__init__(**settings)
+        self.check(length=length, pool=pool, warm_up=warm_up, final=final, elite=elite)
         self.length, self.pool = length, pool
         self.warm_up, self.final, self.elite = warm_up, final, elite
         self._trial_NL: np.ndarray | None = None  # the cycles that are being tried
@@ -244,12 +261,13 @@ class Rotation(Cycle):
         return self._trial_NL[np.arange(len(observation)), place_N], state
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
-        env = self.env
+        env = self.training_env
         per_round = env.num_envs * env.shop.horizon
         rounds = max(total_timesteps // per_round, 3)
-        warm = max(round(self.warm_up * rounds), 1)
-        last = max(round(self.final * rounds), 1)
+        warm = min(max(round(self.warm_up * rounds), 1), rounds - 1)
+        last = min(max(round(self.final * rounds), 1), rounds - warm)
         pool = self._measure(env, warm)
+        self.cycle = pool[: self.length]
         weight_P = np.full(len(pool), 1.0 / len(pool))
         weight_L = np.full(min(self.length, len(pool)), 1.0 / min(self.length, len(pool)))
         for done in range(warm, rounds - last):
@@ -258,7 +276,7 @@ class Rotation(Cycle):
             weight_P, weight_L = self._imitate(env, pool, weight_P, weight_L)
             self.cycle = pool[np.argsort(-weight_P)[: int(np.argmax(weight_L)) + 1]]
         self._compete(env, pool[np.argsort(-weight_P)], len(weight_L), last)
-        return super().learn(total_timesteps, callback)
+        return super().learn(rounds * per_round, callback)
 
     def _measure(self, env: RecsysVectorEnv, rounds: int) -> np.ndarray:
         """The items with the best purchase rates when all are shown at random."""

@@ -12,21 +12,23 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from agents.base import (
+    POSITIVE,
     Agent,
     Callback,
     Prediction,
+    SessionMeter,
     as_batch,
-    resolve_device,
     seed_globals,
     stagger,
 )
+from agents.files import fitting, read_tensors, write_tensors
 from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
 
@@ -36,7 +38,7 @@ class SB3Bridge(VecEnv):
 
     Args:
         env: the environment.
-        seed: of the shoppers, used at the first reset.
+        seed: of the shoppers, used at the first reset; without it that of the algorithm.
         reward_scale: what rewards are multiplied by.
         first_session_steps: (N,) cut the first sessions, so that slots do not end in lockstep.
     """
@@ -53,7 +55,7 @@ class SB3Bridge(VecEnv):
         self.env = env
         self.render_mode = None
         self.reward_scale = reward_scale
-        self._seed = seed
+        self._own_seed = seed
         self._first_session_steps = first_session_steps
         self._began = time.time()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -62,10 +64,12 @@ class SB3Bridge(VecEnv):
         options = {}
         if self._first_session_steps is not None:
             options["first_session_steps"] = self._first_session_steps
-        observation, _ = self.env.reset(seed=self._seed, options=options)
-        self._seed, self._first_session_steps = None, None
-        self._return_N = np.zeros(self.num_envs)
-        self._length_N = np.zeros(self.num_envs, dtype=np.int64)
+        # one generator draws all slots, so that the first slot's seed is that of all
+        seed = self._seeds[0] if self._own_seed is None else self._own_seed
+        observation, _ = self.env.reset(seed=seed, options=options)
+        self._own_seed, self._first_session_steps = None, None
+        self._reset_seeds()
+        self._meter = SessionMeter(self.num_envs)
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -74,27 +78,17 @@ class SB3Bridge(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         observation, reward_N, terminated_N, truncated_N, info = self.env.step(self._actions)
         done_N = terminated_N | truncated_N
-        self._return_N += reward_N
-        self._length_N += 1
         # sharing one empty dict keeps a step of many shoppers cheap
         infos: list[dict[str, Any]] = [{}] * self.num_envs
-        for slot in np.flatnonzero(done_N).tolist():
-            infos[slot] = self._close(slot, bool(truncated_N[slot]), info["final_obs"][slot])
-        self._return_N[done_N] = 0.0
-        self._length_N[done_N] = 0
+        now = time.time() - self._began
+        ended = (leaf.tolist() for leaf in self._meter.add(reward_N, done_N))
+        for slot, value, length in zip(*ended, strict=True):
+            infos[slot] = {
+                "terminal_observation": info["final_obs"][slot],
+                "TimeLimit.truncated": bool(truncated_N[slot]),
+                "episode": {"r": value, "l": length, "t": now},
+            }
         return observation, self.reward_scale * reward_N, done_N, infos
-
-    def _close(self, slot: int, truncated: bool, final_obs: np.ndarray) -> dict[str, Any]:
-        episode = {
-            "r": float(self._return_N[slot]),
-            "l": int(self._length_N[slot]),
-            "t": time.time() - self._began,
-        }
-        return {
-            "terminal_observation": final_obs,
-            "TimeLimit.truncated": truncated,
-            "episode": episode,
-        }
 
     def close(self) -> None:
         self.env.close()
@@ -132,14 +126,22 @@ class SB3Agent(Agent):
     """
 
     algorithm: ClassVar[type[BaseAlgorithm]]
+    fits = ("num_items", "observation")
+    bounds = Agent.bounds | {"net_arch": (1, 65_536), "reward_scale": (POSITIVE, 1e9)}
 
     def __init__(
         self, *, net_arch: Sequence[int] = (64, 64), reward_scale: float = 1.0, **settings: Any
     ):
         super().__init__(**settings)
-        self.net_arch = [int(width) for width in net_arch]
+        if isinstance(net_arch, str) or not isinstance(net_arch, Sequence):
+            raise UsageError(f"agent.net_arch must be a list of widths, got {net_arch!r}")
+        for width in net_arch:
+            self.check(net_arch=width)
+        self.check(reward_scale=reward_scale)
+        self.net_arch = list(net_arch)
         self.reward_scale = reward_scale
         self._model: BaseAlgorithm | None = None
+        self._made_in: RecsysVectorEnv | None = None
 
     @abstractmethod
     def hyperparameters(self) -> dict[str, Any]:
@@ -151,29 +153,35 @@ class SB3Agent(Agent):
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         super().bind(vector_env)
-        _ = self.model  # so that nonsense among the hyperparameters is told at once
+        if self._model is None:
+            self._model = self._make()
 
     @property
     def model(self) -> BaseAlgorithm:
-        """The algorithm of stable-baselines3, made when it is first needed."""
+        """The algorithm of stable-baselines3."""
         if self._model is None:
-            device = resolve_device(self.device)
-            seed_globals(self.seed)
-            first_N = stagger(self.env, self.rng)
-            bridge = SB3Bridge(self.env, self.training_seed, self.reward_scale, first_N)
-            self._model = self.algorithm(
-                policy="MlpPolicy",
-                env=bridge,
-                device=device,
-                seed=self.seed,
-                policy_kwargs={
-                    "net_arch": self.net_arch,
-                    "activation_fn": self.activation,
-                    "optimizer_kwargs": {"fused": True},
-                },
-                **self.hyperparameters(),
-            )
+            raise UsageError(f"agent {self.name} is in no shop yet: call bind(vector_env) first")
         return self._model
+
+    def _make(self) -> BaseAlgorithm:
+        """An algorithm that has learned nothing, to learn in the bound environment."""
+        seed_globals(self.seed)
+        self._made_in = env = self.env
+        # a loaded agent may be bound to an environment of another size than it learns in
+        if env.num_envs != self.num_envs:
+            env = env.sibling(self.num_envs)
+        return self.algorithm(
+            policy="MlpPolicy",
+            env=SB3Bridge(env, self.training_seed, self.reward_scale, stagger(env, self.rng)),
+            device=self._torch,
+            seed=self.seed,
+            policy_kwargs={
+                "net_arch": self.net_arch,
+                "activation_fn": self.activation,
+                "optimizer_kwargs": {"fused": True},
+            },
+            **self.hyperparameters(),
+        )
 
     activation: ClassVar[type[torch.nn.Module]] = torch.nn.Tanh
 
@@ -189,14 +197,21 @@ class SB3Agent(Agent):
         episode_start: np.ndarray | None = None,
         deterministic: bool = True,
     ) -> Prediction:
+        if deterministic:
+            return super().predict(observation, state, episode_start, deterministic)
         batch, single = as_batch(observation, self.env)
         item_N, state = self.model.predict(batch, state, episode_start, deterministic)
         return (item_N[0] if single else item_N), state
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         model = self.model
-        if self.logger is not None:
-            model.set_logger(self.logger)
+        if self._made_in is not self.env:  # it was made elsewhere: to evaluate, or to load
+            policy = model.policy.state_dict()
+            model = self._model = self._make()
+            model.policy.load_state_dict(policy)
+        # its own default writes to a new directory in /tmp
+        model.set_logger(self.logger or Logger(None, []))
+        seed_globals(self.seed)  # others may have drawn from them since
         with _unvalidated():
             model.learn(total_timesteps, _Forward(callback), log_interval=1)
         return self
@@ -206,13 +221,13 @@ class SB3Agent(Agent):
         return super().settings() | own
 
     def _save(self, directory: Path) -> None:
-        # not stable-baselines3's own zip: it holds pickles, which can execute code
-        state = {name: leaf.contiguous() for name, leaf in self.model.policy.state_dict().items()}
-        save_file(state, directory / "policy.safetensors")
+        # not stable-baselines3's own zip: it holds pickles
+        write_tensors(directory / "policy.safetensors", self.model.policy.state_dict())
 
     def _load(self, directory: Path) -> None:
-        state = load_file(directory / "policy.safetensors", device=str(self.model.device))
-        self.model.policy.load_state_dict(state)
+        policy = self.model.policy
+        state = read_tensors(directory / "policy.safetensors", self._torch)
+        policy.load_state_dict(fitting(state, policy.state_dict()))
 
 
 class _Forward(BaseCallback):

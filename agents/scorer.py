@@ -7,23 +7,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from agents.base import (
+    MANY,
+    POSITIVE,
     Agent,
     Callback,
     OnlineAgent,
     bought,
-    resolve_device,
-    seed_globals,
+    rows_in_memory,
     torch_generator,
+    torch_seeded,
 )
+from agents.files import fitting, read_tensors, write_tensors
 from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
 
 Tensor = torch.Tensor
-SCORES_AT_ONCE = 2**25  # activations, so that memory stays bounded
+SCORES_AT_ONCE = 2**18  # activations at a time: what fits a cache is ten times as fast
+# Share of the rows of a gradient step whose shopper counts as a stranger, so that newcomers
+# to a clientele meet an embedding that has learned.
+STRANGERS = 0.1
 
 
 class TwoTowers(nn.Module):
@@ -62,7 +67,9 @@ class TwoTowers(nn.Module):
         self.item_id = nn.Embedding(items, width)
         self.item_feature = nn.Linear(features, width)
         self.item_bias = nn.Embedding(items, 1)
-        nn.init.normal_(self.item_id.weight, std=0.1)
+        for embedding in (self.item_id, self.shopper_id):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.1)
         nn.init.zeros_(self.item_bias.weight)
         # the dense layer on the concatenation, split so that every tower passes it once
         self.dense_shopper = nn.Linear(width, hidden)
@@ -96,7 +103,7 @@ class TwoTowers(nn.Module):
         item_I = torch.arange(len(self.feature_IF), device=shopper_NW.device)
         item_IW = self.items(item_I)
         shopper_NH, item_IH = self.dense_shopper(shopper_NW), self.dense_item(item_IW)
-        count = max(SCORES_AT_ONCE // (len(shopper_NH) * shopper_NH.shape[1]), 1)
+        count = max(SCORES_AT_ONCE // max(shopper_NH.numel(), 1), 1)
         dense_NI = torch.cat(
             [
                 self.out(torch.relu(shopper_NH[:, None] + part_IH))[:, :, 0]
@@ -142,23 +149,37 @@ class Scorer(OnlineAgent):
     Args:
         shopper: what the shopper tower sees: "observation", or "id" (an embedding, with a
             finite clientele), or "both"; "auto" is both where there is a clientele.
-        log_rows: how much it remembers.
+        log_rows: how many recommendations it remembers; observations that are too wide for
+            the memory (``base.MEMORY``) leave room for fewer.
     """
 
     name: ClassVar[str] = "scorer"
+    fits = ("num_items", "observation")
+    bounds = OnlineAgent.bounds | {
+        "width": (1, 65_536),
+        "hidden": (1, 65_536),
+        "learning_rate": (POSITIVE, 10.0),
+        "weight_decay": (0.0, 10.0),
+        "batch_size": (1, MANY),
+        "gradient_steps": (0, MANY),
+        "epsilon": (0.0, 1.0),
+        "final_epsilon": (0.0, 1.0),
+        "anneal": (0.0, 1.0),
+        "log_rows": (1, MANY),
+    }
 
     def __init__(
         self,
         *,
         num_envs: int = 256,
         shopper: str = "auto",
-        width: int = 32,
+        width: int = 16,
         hidden: int = 128,
         learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        batch_size: int = 1024,
+        weight_decay: float = 1e-6,
+        batch_size: int = 2048,
         gradient_steps: int = 2,
-        epsilon: float = 1.0,
+        epsilon: float = 0.5,
         final_epsilon: float = 0.05,
         anneal: float = 0.2,
         log_rows: int = 1_000_000,
@@ -175,30 +196,30 @@ class Scorer(OnlineAgent):
         self.batch_size, self.gradient_steps = batch_size, gradient_steps
         self.epsilon, self.final_epsilon, self.anneal = epsilon, final_epsilon, anneal
         self.log_rows = log_rows
+        self.check(**{name: getattr(self, name) for name in SETTINGS if name != "shopper"})
         self._network: TwoTowers | None = None
         self._log: Log | None = None
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         super().bind(vector_env)
-        self._torch = resolve_device(self.device)
         if self._network is None:
             self._start()
 
     def _start(self) -> None:
         """A network that has learned nothing."""
-        shop = self.env.shop
-        clientele = shop.settings.num_shoppers or 0
+        clientele = (self._shop or {}).get("num_shoppers") or 0
         if self.shopper == "id" and not clientele:
             raise UsageError("agent.shopper=id needs a clientele: set env.num_shoppers")
         self._known = clientele if self.shopper != "observation" else 0
-        seed_globals(self.seed)  # nn.Linear initialises from the global generator
-        self._network = TwoTowers(
-            0 if self.shopper == "id" else self.env.single_observation_space.shape[0],
-            torch.as_tensor(self.catalogue.features_IF),
-            self._known,
-            self.width,
-            self.hidden,
-        ).to(self._torch)
+        with torch_seeded(self.seed):
+            network = TwoTowers(
+                0 if self.shopper == "id" else self.env.single_observation_space.shape[0],
+                torch.as_tensor(self.catalogue.features_IF),
+                self._known,
+                self.width,
+                self.hidden,
+            )
+        self._network = network.to(self._torch)
         self._optimiser = torch.optim.Adam(
             self._network.parameters(),
             lr=self.learning_rate,
@@ -215,8 +236,9 @@ class Scorer(OnlineAgent):
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         if self._log is None:
-            size = self.env.single_observation_space.shape[0]
-            self._log = Log(min(self.log_rows, total_timesteps + self.num_envs), size)
+            (size,) = self.env.single_observation_space.shape
+            rows = min(self.log_rows, total_timesteps + self.env.num_envs)
+            self._log = Log(min(rows, rows_in_memory(2 * size)), size)
         self._total = total_timesteps
         return super().learn(total_timesteps, callback)
 
@@ -250,7 +272,11 @@ class Scorer(OnlineAgent):
 
     def _gradient_step(self, log: Log) -> Tensor:
         row = torch.randint(len(log), (self.batch_size,), generator=self._generator).numpy()
-        shopper = self._tower(log.observation[row].astype(np.float32), log.shopper_id[row])
+        shopper_id = log.shopper_id[row]
+        if self._known:
+            strange = torch.rand(len(row), generator=self._generator).numpy() < STRANGERS
+            shopper_id = np.where(strange, self._known, shopper_id)
+        shopper = self._tower(log.observation[row].astype(np.float32), shopper_id)
         item = torch.as_tensor(log.item[row], device=self._torch)
         bought = torch.as_tensor(log.bought[row], device=self._torch)
         log_odds = self.network.pairs(shopper, item)
@@ -270,10 +296,14 @@ class Scorer(OnlineAgent):
         return self.network.shoppers(tensor, known)
 
     def _ids(self, observation: np.ndarray) -> np.ndarray | None:
-        """Who the shoppers of an observation are, where they are those of the bound shop."""
+        """Who the shoppers of an observation are, where they are the regulars in the shop."""
         env = self.env
-        same = env.shop.clientele is not None and len(observation) == env.num_envs
-        return env.shopper_id_N if self._known and same else None
+        if env.shop.settings.num_shoppers != self._known or len(observation) != env.num_envs:
+            return None
+        try:
+            return env.shopper_id_N
+        except UsageError:  # nobody is there: these come from elsewhere
+            return None
 
     @torch.no_grad()
     def score(self, observation: np.ndarray) -> np.ndarray:
@@ -286,11 +316,11 @@ class Scorer(OnlineAgent):
         return super().settings() | {name: getattr(self, name) for name in SETTINGS}
 
     def _save(self, directory: Path) -> None:
-        save_file(self.network.state_dict(), directory / "network.safetensors")
+        write_tensors(directory / "network.safetensors", self.network.state_dict())
 
     def _load(self, directory: Path) -> None:
-        state = load_file(directory / "network.safetensors", device=str(self._torch))
-        self.network.load_state_dict(state)
+        state = read_tensors(directory / "network.safetensors", self._torch)
+        self.network.load_state_dict(fitting(state, self.network.state_dict()))
 
 
 SETTINGS = (

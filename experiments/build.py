@@ -64,9 +64,11 @@ def make_agent(agent: dict[str, Any], env: dict[str, Any], seed: int, device: st
     return built
 
 
-def load_agent(config: dict[str, Any], directory: Path, env: RecsysVectorEnv) -> Agent:
+def load_agent(
+    config: dict[str, Any], directory: Path, env: RecsysVectorEnv, device: str = "auto"
+) -> Agent:
     """The trained agent of a run, bound to ``env``."""
-    return agent_class(config["agent"]).load(directory, env)
+    return agent_class(config["agent"]).load(directory, env, device)
 
 
 def group_defaults(group: str, name: str) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def main(argv: list[str]) -> None:
     env = config["env"] | asked["env"]
     evaluation = {"seed": 0, "shoppers": 2000} | config.get("eval", {}) | asked["eval"]
     name, judge = _judge(run, env, evaluation)
-    agent = load_agent(config, run.agent, judge.env)
+    agent = load_agent(config, run.agent, judge.env, str(asked["device"]))
     row, _ = judge(agent)
     summary = {"run": str(run.path), "agent": run.label, **summarise(judge, row)}
     target = run.path / "scores" / f"{name}+eval_seed={judge.seed}.json"

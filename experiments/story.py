@@ -151,7 +151,9 @@ def _numbers(name: str, text: Any) -> list[int]:
     try:
         return [int(word) for word in str(text).split(",")]
     except ValueError:
-        raise UsageError(f"{name} must be whole numbers separated by commas, got {text!r}") from None
+        raise UsageError(
+            f"{name} must be whole numbers separated by commas, got {text!r}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Search an agent's hyperparameters; every agent gets the same trials and the same steps.
 
     python -m experiments.tune agent=ppo
-    python -m experiments.tune agent=scorer trials=16 steps=300000
+    python -m experiments.tune agent=scorer trials=16 steps=600000
 
 Arguments:
     agent      which (it needs a search space, conf/tune/<agent>.yaml)
-    trials     settings tried; the first is the present default (16)
-    steps      environment steps of every training (300000)
+    trials     settings tried, the present default first (8); those of ``by_hand`` come on top
+    steps      environment steps of every training (400000)
     scenarios  where it is scored, separated by commas (static,full)
     worlds     world seeds, from 100 on, so that published worlds are never tuned on (100,101)
     seed       of the search (0)
@@ -54,11 +54,14 @@ def sample(space: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 
 
 def settings(agent: str, trials: int, seed: int) -> list[dict[str, Any]]:
-    """The settings of a search: the defaults (nothing changed), then random ones."""
+    """The settings of a search: the present default, random ones, and those tried by hand."""
     space = OmegaConf.to_container(OmegaConf.load(_space(agent)))
     assert isinstance(space, dict)
+    by_hand = space.pop("by_hand", [])
     rng = generator(Role.TUNING, seed)
-    return [{}] + [sample({str(k): v for k, v in space.items()}, rng) for _ in range(trials - 1)]
+    default = {name: group_defaults("agent", agent)[str(name)] for name in space}
+    drawn = [sample({str(k): v for k, v in space.items()}, rng) for _ in range(trials - 1)]
+    return [default, *drawn, *by_hand]
 
 
 def _space(agent: str) -> Path:
@@ -132,7 +135,7 @@ def _judges(scenarios: str, worlds: str) -> dict[str, Judge]:
 
 def main(argv: list[str]) -> None:
     """Search, and name the best."""
-    defaults = {"agent": None, "trials": 16, "steps": 300_000, "seed": 0, "out": None}
+    defaults = {"agent": None, "trials": 8, "steps": 400_000, "seed": 0, "out": None}
     asked = arguments(argv, defaults | {"scenarios": "static,full", "worlds": "100,101"})
     agent = str(asked["agent"])
     _space(agent)
@@ -142,7 +145,7 @@ def main(argv: list[str]) -> None:
     search(agent, int(asked["trials"]), int(asked["steps"]), judges, int(asked["seed"]), out)
     with out.open(newline="") as file:
         best = max(csv.DictReader(file), key=lambda row: float(row["score"]))
-    print(f"best of {asked['trials']}: {best['score']} with {best['settings']}  ({out})")
+    print(f"best: {best['score']} with {best['settings']}  ({out})")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,16 @@ class Catalogue:
             raise UsageError("quality_I must lie in -1..1")
         if self.brand_I.min() < 0:
             raise UsageError("brand_I must be 0 or more")
+        if self.item_names and len(self.item_names) != self.num_items:
+            raise UsageError(f"{self.num_items} items have {len(self.item_names)} item_names")
+        if self.category_names and len(self.category_names) != self.num_categories:
+            raise UsageError(
+                f"{self.num_categories} categories have {len(self.category_names)} category_names"
+            )
+        if self.log_price_scale is not None:
+            mean, scale = self.log_price_scale
+            if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
+                raise UsageError(f"log_price_scale must be mean and spread: {mean}, {scale}")
 
     @property
     def num_items(self) -> int:

@@ -9,15 +9,23 @@ from collections.abc import Iterable
 class UsageError(ValueError):
     """A mistake in what was asked for. The message is one line and names the fix."""
 
+    def __init__(self, message: str):
+        # what the message quotes (an array, another error) may have several lines
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
-class MissingExtra(UsageError, ImportError):
+
+class MissingExtra(UsageError, ImportError):  # noqa: N818
     """An optional dependency is not installed. The message names the extra."""
 
     def __init__(self, what: str, module: str, extra: str):
+        self._arguments = (what, module, extra)
         super().__init__(
             f"{what} needs {module}, which is not installed: "
             f'install it with pip install "recenv[{extra}]"'
         )
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str, str]]:
+        return MissingExtra, self._arguments  # so that it passes between processes
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:

@@ -13,7 +13,7 @@ from recenv.catalogue import FloatArray
 from recenv.dynamics import Array, Dynamics, Event, State, Traits
 from recenv.population import TRAIT_LIMIT, Population
 
-SLACK = 1e-3  # bounds hold in spite of rounding
+SLACK = 1e-3  # bounds hold in spite of rounding (relative, and at least this)
 
 
 class Observer(Protocol):
@@ -57,9 +57,9 @@ class Latent:
         """What makes interest, satiation, base rate, price and remaining of order one."""
         return (
             self.interest_dim**0.5,
-            1.0 / (self.dynamics.satiation_gain or 1.0),
-            1.0 / (self.population.base_rate_spread or 1.0),
-            1.0 / (self.population.price_sensitivity or 1.0),
+            _inverse(self.dynamics.satiation_gain),
+            _inverse(self.population.base_rate_spread),
+            _inverse(self.population.price_sensitivity),
             1.0 / self.horizon,
         )
 
@@ -73,13 +73,10 @@ class Latent:
         price = 1.0 + TRAIT_LIMIT * self.population.price_spread
         low = [-(d**0.5)] * d + [0.0] * k
         high = [d**0.5] * d + [bought] * k
-        low += [-satisfaction, -1.0, 0.0, -TRAIT_LIMIT, 2.0 - price, 0.0]
+        # 0: where the mean price sensitivity is 0, so is everybody's
+        low += [-satisfaction, -1.0, 0.0, -TRAIT_LIMIT, min(2.0 - price, 0.0), 0.0]
         high += [satisfaction, 1.0, refusals, TRAIT_LIMIT, price, 1.0]
-        return spaces.Box(
-            np.array(low, dtype=np.float32) - SLACK,
-            np.array(high, dtype=np.float32) + SLACK,
-            dtype=np.float32,
-        )
+        return _box(np.array(low), np.array(high))
 
     def observe(self, xp: Any, state: State, traits: Traits) -> Array:
         """(..., S), a new array."""
@@ -87,7 +84,7 @@ class Latent:
         satisfaction = self.dynamics.trust_slope * state.satisfaction
         parts = [
             interest * state.interest,
-            satiation * state.satiation,
+            state.satiation if satiation == 1.0 else satiation * state.satiation,
             satisfaction[..., None],
             xp.tanh(satisfaction)[..., None],
             (state.refusals / traits.tolerance)[..., None],
@@ -124,7 +121,7 @@ class Behaviour:
 
     @property
     def size(self) -> int:
-        width = self.features_IF.shape[1] + self.num_events
+        width = int(self.features_IF.shape[1]) + self.num_events
         return 1 + self.num_events + self.history * width
 
     @property
@@ -144,10 +141,9 @@ class Behaviour:
         events = np.ones(self.num_events, dtype=np.float32)
         low = np.concatenate([np.minimum(self.features_IF.min(axis=0), 0), 0 * events])
         high = np.concatenate([np.maximum(self.features_IF.max(axis=0), 0), events])
-        return spaces.Box(
-            np.concatenate([np.zeros(head, np.float32), np.tile(low, self.history)]) - SLACK,
-            np.concatenate([np.ones(head, np.float32), np.tile(high, self.history)]) + SLACK,
-            dtype=np.float32,
+        return _box(
+            np.concatenate([np.zeros(head), np.tile(low, self.history)]),
+            np.concatenate([np.ones(head), np.tile(high, self.history)]),
         )
 
     def observe(
@@ -184,6 +180,20 @@ class Behaviour:
             "items": past[..., : -self.num_events],
             "events": past[..., -self.num_events :],
         }
+
+
+def _inverse(scale: float) -> float:
+    """1 / scale, or 1 where there is next to nothing to scale."""
+    return 1.0 / scale if abs(scale) > 1e-6 else 1.0
+
+
+def _box(low: FloatArray, high: FloatArray) -> spaces.Box:
+    low, high = (bound.astype(np.float32) for bound in (low, high))
+    return spaces.Box(
+        low - SLACK * np.maximum(np.abs(low), 1.0),
+        high + SLACK * np.maximum(np.abs(high), 1.0),
+        dtype=np.float32,
+    )
 
 
 def _geometric(ratio: float, steps: int) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from recenv.catalogue import FloatArray, IntArray
-from recenv.dynamics import State, Traits
+from recenv.dynamics import Array, State, Traits
 from recenv.errors import UsageError
 from recenv.seeding import Role, generator
 
@@ -52,27 +53,41 @@ class Population:
         shapes = {self.centre_CD.shape, self.spread_CD.shape}
         if len(shapes) != 1 or len(self.weight_C) != len(self.centre_CD):
             raise UsageError("a population's weight_C, centre_CD and spread_CD must agree in shape")
-        if self.weight_C.min() < 0 or abs(float(self.weight_C.sum()) - 1) > 1e-3:
+        if not (self.weight_C.min() >= 0 and abs(float(self.weight_C.sum()) - 1) <= 1e-3):
             raise UsageError("a population's weight_C must be probabilities that sum to one")
+        for name, value in vars(self).items():
+            if value is not None and not np.isfinite(value).all():
+                raise UsageError(f"the population's {name} holds values that are not finite")
+            if value is not None and not np.ndim(value):
+                # numpy's own scalars would widen every float32 array that they touch
+                object.__setattr__(self, name, float(value))
+        if self.tolerance <= 0:
+            raise UsageError(f"a population's tolerance must be positive, got {self.tolerance}")
+        real = (self.known_interest_MD, self.known_base_rate_M)
+        if real[0] is not None and (
+            real[1] is None or real[0].shape != (len(real[1]), self.interest_dim)
+        ):
+            raise UsageError("known_interest_MD and known_base_rate_M must agree in shape")
 
     @property
     def interest_dim(self) -> int:
-        return self.centre_CD.shape[1]
+        return int(self.centre_CD.shape[1])
 
     @cached_property
     def _cumulative_C(self) -> FloatArray:
         """Upper ends of the components' shares of [0, 1)."""
         cumulative = np.cumsum(self.weight_C, dtype=np.float64)
-        return (cumulative / cumulative[-1])[:-1]
+        ends: FloatArray = cumulative[:-1] / cumulative[-1]
+        return ends
 
     def draw(self, rng: np.random.Generator, count: int) -> People:
         """``count`` new shoppers."""
         component = np.searchsorted(self._cumulative_C, rng.random(count))
-        interest = rng.standard_normal((count, self.interest_dim), dtype=np.float32)
+        interest = normals(rng, (count, self.interest_dim))
         interest *= self.spread_CD.take(component, axis=0)
         interest += self.centre_CD.take(component, axis=0)
-        trait = _bounded_normal(rng, (count, 3))
-        return People(normalise(interest), *np.ascontiguousarray(trait.T))
+        trait = np.clip(normals(rng, (3, count)), -TRAIT_LIMIT, TRAIT_LIMIT)
+        return People(normalise(interest), *trait)
 
     def clientele(self, count: int, world_seed: int) -> People:
         """``count`` regular shoppers: the world's real ones first, then drawn ones."""
@@ -112,13 +127,13 @@ class People(NamedTuple):
 class Sessions(NamedTuple):
     """``n`` sessions before their first recommendation, with their whole luck."""
 
-    shopper_id: IntArray  # (n,)
+    shopper_id: Array  # (n,)
     state: State
     traits: Traits
-    threshold: FloatArray  # (n, T) logits of uniforms
-    drift_row: IntArray  # (n, T) rows of the drift table
+    threshold: Array  # (n, T) logits of uniforms
+    drift_row: Array  # (n, T) rows of the drift table
 
-    def rows(self, index: slice | IntArray) -> Sessions:
+    def rows(self, index: int | slice | IntArray) -> Sessions:
         """Some of the sessions."""
         return Sessions(
             self.shopper_id[index],
@@ -142,9 +157,10 @@ def decode_luck(word: np.ndarray[Any, np.dtype[np.uint32]]) -> tuple[FloatArray,
 def drift_table(interest_dim: int) -> FloatArray:
     """The frozen (DRIFT_ROWS, D) table of normal vectors, of unit norm on average."""
     rng = generator(Role.DRIFT_TABLE, interest_dim)
-    table = rng.standard_normal((DRIFT_ROWS, interest_dim))
+    table: FloatArray = rng.standard_normal((DRIFT_ROWS, interest_dim))
     table -= table.mean(axis=0)  # a table with a mean would be a wind, not a drift
-    return (table / np.sqrt(interest_dim)).astype(np.float32)
+    table /= np.sqrt(interest_dim)
+    return table.astype(np.float32)
 
 
 class Arrivals:
@@ -225,7 +241,8 @@ def initial_state(
 def normalise(vector: FloatArray) -> FloatArray:
     """Scale the last axis to unit length."""
     norm = np.sqrt(np.einsum("...d,...d->...", vector, vector))
-    return (vector / np.maximum(norm, 1e-12)[..., None]).astype(np.float32, copy=False)
+    unit: FloatArray = vector / np.maximum(norm, 1e-12)[..., None]
+    return unit.astype(np.float32, copy=False)
 
 
 def _words(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -234,8 +251,19 @@ def _words(rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.
     return pairs.view(np.uint32)[:count]
 
 
-def _bounded_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    return np.clip(rng.standard_normal(shape, dtype=np.float32), -TRAIT_LIMIT, TRAIT_LIMIT)
+def normals(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
+    """Standard normals from 16 random bits each, four times as fast as numpy's own."""
+    count = int(np.prod(shape))
+    word = _words(rng, (count + 1) // 2).view(np.uint16)[:count]
+    drawn: FloatArray = _quantiles().take(word)
+    return drawn.reshape(shape)
+
+
+@cache
+def _quantiles() -> FloatArray:
+    """The standard normal at the middles of 65,536 equally likely parts."""
+    inverse, parts = NormalDist().inv_cdf, 2**16
+    return np.array([inverse((part + 0.5) / parts) for part in range(parts)], dtype=np.float32)
 
 
 def _concatenate(parts: list[Sessions]) -> Sessions:

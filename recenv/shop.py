@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from recenv import dynamics as physics
 from recenv import world as worlds
+from recenv.catalogue import Catalogue
 from recenv.dynamics import Array, Dynamics, Items, State, Tables, Traits
 from recenv.errors import UsageError, unknown
 from recenv.observation import Behaviour, Latent
@@ -50,9 +51,10 @@ class Settings:
     autoreset_mode: str = "SameStep"
 
     def __post_init__(self) -> None:
-        for name, (low, high) in BOUNDS.items():
-            if name in SETTING_NAMES:
-                _check_number(name, getattr(self, name), low, high)
+        for name in SETTING_NAMES:
+            value = getattr(self, name)
+            if value is not None and name in BOUNDS:
+                object.__setattr__(self, name, as_number(name, value, *BOUNDS[name]))
         _check_choice("observation", self.observation, OBSERVATIONS)
         _check_choice("autoreset_mode", self.autoreset_mode, AUTORESET_MODES)
         if self.scenario is not None:
@@ -85,8 +87,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "cart_offset": (0.0, 1e6),
     "view_offset": (0.0, 1e6),
     "dismiss_offset": (0.0, 1e6),
-    "interest_pull": (0.0, 1e6),
-    "refusal_push": (0.0, 1e6),
+    # at 1 an item could cancel an interest, which would then point nowhere
+    "interest_pull": (0.0, 0.99),
+    "refusal_push": (0.0, 0.99),
     "drift_scale": (0.0, 1e6),
     "churn_base": (-1e6, 1e6),
     "churn_trust": (0.0, 1e6),
@@ -124,8 +127,9 @@ class Shop:
         for name in keywords:
             if name not in SETTING_NAMES + DYNAMICS_NAMES:
                 raise unknown("option of Recsys-v0", name, SETTING_NAMES + DYNAMICS_NAMES)
-        chosen = {k: v for k, v in keywords.items() if k in DYNAMICS_NAMES and v is not None}
-        self.settings = Settings(**{k: v for k, v in keywords.items() if k in SETTING_NAMES})
+        given = {name: value for name, value in keywords.items() if value is not None}
+        chosen = {k: _dynamic(k, v) for k, v in given.items() if k in DYNAMICS_NAMES}
+        self.settings = Settings(**{k: v for k, v in given.items() if k in SETTING_NAMES})
         self.world = _build_world(self.settings, chosen)
         self.scenario = self.settings.scenario or self.world.scenario
         scale = {"interest_weight": self.world.interest_weight}
@@ -134,7 +138,7 @@ class Shop:
         self.difficulty = self.world.difficulty
 
     @property
-    def catalogue(self) -> worlds.Catalogue:
+    def catalogue(self) -> Catalogue:
         return self.world.catalogue
 
     @property
@@ -243,7 +247,8 @@ class Shop:
         observer = self.observer
         if isinstance(observer, Latent):
             return observer.observe(xp, state, traits)
-        assert memory is not None and lenses is not None
+        assert memory is not None
+        assert lenses is not None
         return observer.observe(
             xp,
             state.remaining,
@@ -305,11 +310,6 @@ def _loaded(settings: Settings) -> worlds.World:
 
 
 def _dynamics(values: dict[str, Any]) -> Dynamics:
-    for name, value in values.items():
-        if name != "churn":
-            _check_number(name, value, *BOUNDS[name])
-        elif not isinstance(value, bool):
-            raise UsageError(f"churn must be true or false, got {value!r}")
     dynamics = Dynamics(**values)
     if not dynamics.cart_offset <= dynamics.view_offset <= dynamics.dismiss_offset:
         raise UsageError(
@@ -319,20 +319,34 @@ def _dynamics(values: dict[str, Any]) -> Dynamics:
     return dynamics
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if value is None:
-        return
+def _dynamic(name: str, value: Any) -> float | bool:
+    """A keyword of ``Dynamics``, checked."""
+    if name != "churn":
+        number: float = as_number(name, value, *BOUNDS[name])
+        return number
+    if not isinstance(value, bool):
+        raise UsageError(f"churn must be true or false, got {value!r}")
+    return value
+
+
+def as_number(name: str, value: Any, low: float, high: float) -> Any:
+    """``value`` as Python's own int (where both bounds are) or float.
+
+    numpy's own scalars would widen every float32 array that they touch.
+    """
     whole = isinstance(low, int) and isinstance(high, int)
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
         kind = "a whole number" if whole else "a number"
         raise UsageError(f"{name} must be {kind}, got {value!r}")
     if not low <= value <= high:
-        raise UsageError(f"{name} must lie in {low:g}..{high:g}, got {value!r}")
+        bounds = f"{low}..{high}" if whole else f"{low:g}..{high:g}"
+        raise UsageError(f"{name} must lie in {bounds}, got {value!r}")
+    return int(value) if whole else float(value)
 
 
 def _check_choice(name: str, value: Any, known: Any) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise unknown(name, value, known)
 
 

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from recenv.dynamics import State, Tables, Traits, step
 from recenv.errors import MissingExtra, UsageError
 from recenv.population import Sessions
-from recenv.shop import Lenses, Memory, Shop
+from recenv.shop import Lenses, Memory, Shop, as_number
 
 try:
     import torch
@@ -22,6 +22,7 @@ except ModuleNotFoundError:
     raise MissingExtra("recenv.torch_env", "torch", "agents") from None
 
 Tensor = torch.Tensor
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Newcomers kept on the device, per slot. They are counted on the host only when this
 # many steps could have used them up, so that a step does not wait for the device.
 RESERVE = 8
@@ -45,8 +46,9 @@ class RecsysTorchEnv:
         dtype: torch.dtype = torch.float32,
         **keywords: Any,
     ):
-        if num_envs < 1:
-            raise UsageError(f"num_envs must be at least 1, got {num_envs}")
+        num_envs = as_number("num_envs", num_envs, 1, 10_000_000)
+        if dtype not in (torch.float32, torch.float64):
+            raise UsageError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.shop = Shop(keywords)
         if self.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
@@ -64,6 +66,11 @@ class RecsysTorchEnv:
         self._slot_N = torch.arange(num_envs, device=self.device)
         self._session: Sessions | None = None
         self._memory: Memory | None = None
+        self._reserve: Sessions | None = None
+        # from the first reset or reserve on
+        self._time_N: Tensor
+        self._used: Tensor  # how many of the reserve have come in
+        self._steps_left: int  # for how many steps the reserve is sure to last
 
     @property
     def state(self) -> State:
@@ -78,18 +85,21 @@ class RecsysTorchEnv:
     @property
     def shopper_id_N(self) -> Tensor:
         """Who is in each slot."""
-        return self._met().shopper_id
+        shopper_id_N: Tensor = self._met().shopper_id
+        return shopper_id_N
 
     def reset(self, *, seed: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Fill all slots with the next shoppers."""
         if seed is not None or self._session is None:
             self._rng, _ = seeding.np_random(seed)
             self._arrivals.clear()
-            self._reserve: Sessions | None = None
-        self._session = self._upload(self._arrivals.take(self._rng, self.num_envs))
-        self._memory = self._blank()
-        self._time_N = torch.zeros_like(self._slot_N)
-        return self._observe(), {"shopper_id": self._session.shopper_id.clone()}
+            self._reserve = None
+            self._session = self._upload(self._arrivals.take(self._rng, self.num_envs))
+            self._memory = self._blank()
+            self._time_N = torch.zeros_like(self._slot_N)
+        else:
+            self._begin(torch.ones_like(self._slot_N, dtype=torch.bool))
+        return self._observe(), {"shopper_id": self.shopper_id_N.clone()}
 
     def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Recommend one item to each shopper.
@@ -102,8 +112,7 @@ class RecsysTorchEnv:
             event, purchase and leaving terms, shopper_id, and ``final_obs`` (N, S), what
             each shopper looked like before a newcomer took her place.
         """
-        session = self._met()
-        self._validate(action_N)
+        session, action_N = self._met(), self._validate(action_N)
         shop = self.shop
         threshold_N = session.threshold[self._slot_N, self._time_N]
         drift_N = session.drift_row[self._slot_N, self._time_N]
@@ -194,21 +203,23 @@ class RecsysTorchEnv:
             raise UsageError("nobody is in the shop yet: call reset() first")
         return self._session
 
-    def _validate(self, action_N: Any) -> None:
-        shape = getattr(action_N, "shape", None)
-        if not isinstance(action_N, Tensor) or action_N.dtype not in (torch.int64, torch.int32):
-            raise UsageError(f"actions must be a tensor of whole numbers, got {type(action_N)}")
-        if shape != (self.num_envs,):
+    def _validate(self, action_N: Any) -> Tensor:
+        if not isinstance(action_N, Tensor) or action_N.dtype not in WHOLE:
+            got = getattr(action_N, "dtype", type(action_N).__name__)
+            raise UsageError(f"actions must be a tensor of whole numbers, got {got}")
+        if action_N.shape != (self.num_envs,):
             raise UsageError(
-                f"actions must be of shape ({self.num_envs},), got {tuple(shape or ())}"
+                f"actions must be of shape ({self.num_envs},), got {tuple(action_N.shape)}"
             )
-        valid = ((action_N >= 0) & (action_N < self.shop.num_items)).all()
+        item_N = action_N.to(torch.int64)
+        valid = ((item_N >= 0) & (item_N < self.shop.num_items)).all()
         if self.device.type == "cpu":
             if not valid:
                 last = self.shop.num_items - 1
                 raise UsageError(f"an action is not in the catalogue 0..{last}")
         else:
             torch._assert_async(valid)
+        return item_N
 
 
 def _map(session: Sessions, function: Any) -> Sessions:

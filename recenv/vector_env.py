@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ from recenv.catalogue import IntArray
 from recenv.dynamics import Outcome, State, Traits, step
 from recenv.errors import UsageError
 from recenv.population import Sessions
-from recenv.shop import Memory, Shop
+from recenv.shop import Memory, Shop, as_number
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -34,7 +34,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     after so many steps, so that slots do not end in lockstep.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (an instance variable in gymnasium)
         "render_modes": [],
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -47,10 +47,9 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         **keywords: Any,
     ):
-        if num_envs < 1:
-            raise UsageError(f"num_envs must be at least 1, got {num_envs}")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise UsageError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+        num_envs = as_number("num_envs", num_envs, 1, 10_000_000)
+        if max_episode_steps is not None:
+            max_episode_steps = as_number("max_episode_steps", max_episode_steps, 1, 10_000_000)
         if render_mode is not None:
             raise UsageError('a vector env has no pictures: render gym.make("Recsys-v0")')
         self.shop = Shop(keywords)
@@ -68,6 +67,11 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._arrivals = self.shop.arrivals(num_envs)
         self._session: Sessions | None = None
         self._memory: Memory | None = None
+        # from the first reset on
+        self._state: State
+        self._luck_N: IntArray  # where each slot's next luck lies
+        self._cut_N: IntArray  # where ``truncated`` cuts its session
+        self._over_N: Bools  # whether the last step ended its session
         # where each slot's luck begins in the flattened (N, T) arrays
         self._first_luck_N = np.arange(num_envs) * self.shop.horizon
 
@@ -89,7 +93,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     @property
     def shopper_id_N(self) -> IntArray:
         """Who is in each slot. Public: an agent may know its regulars."""
-        return self._met().shopper_id
+        shopper_id_N: IntArray = self._met().shopper_id
+        return shopper_id_N
 
     def reset(
         self,
@@ -104,9 +109,11 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if seed is not None:
             self._arrivals.clear()
         options = options or {}
-        if "reset_mask" in options and self._session is not None:
-            mask_N = _mask(options["reset_mask"], self.num_envs)
-            self._replace(np.flatnonzero(mask_N))
+        mask_N = _mask(options.get("reset_mask"), self.num_envs)
+        if self._session is not None and mask_N is not None:
+            index = np.flatnonzero(mask_N)
+            if len(index):
+                self._replace(index)
             self._over_N = self._over_N & ~mask_N
         else:
             self._fill(options.get("first_session_steps"))
@@ -127,6 +134,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 "a session is over: call reset(options={'reset_mask': mask}) before the next step"
             )
         shop, tables = self.shop, self.shop.tables
+        drifts = shop.dynamics.drift_scale
+        # "clip": in "NextStep" a slot that is over has no luck left, and its step is not told
         outcome = step(
             xp,
             shop.dynamics,
@@ -134,8 +143,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._state,
             session.traits,
             item_N,
-            session.threshold.reshape(-1).take(self._luck_N),
-            session.drift_row.reshape(-1).take(self._luck_N) if shop.dynamics.drift_scale else None,
+            session.threshold.reshape(-1).take(self._luck_N, mode="clip"),
+            session.drift_row.reshape(-1).take(self._luck_N, mode="clip") if drifts else None,
         )
         info = self._inform(session, item_N, outcome)
         self._memory = shop.remember(xp, shop.lenses, self._memory, item_N, outcome.event)
@@ -253,7 +262,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         if item_N.min() < 0 or item_N.max() >= self._num_items:
             raise UsageError(f"an action is not in the catalogue 0..{self.shop.num_items - 1}")
-        return item_N
+        return item_N.astype(np.int64, copy=False)
 
 
 def _leaves(session: Sessions) -> list[Any]:
@@ -266,7 +275,9 @@ def _leaves(session: Sessions) -> list[Any]:
     ]
 
 
-def _mask(mask: Any, num_envs: int) -> Bools:
+def _mask(mask: Any, num_envs: int) -> Bools | None:
+    if mask is None:
+        return None
     mask_N = np.asarray(mask)
     if mask_N.shape != (num_envs,) or mask_N.dtype != np.bool_:
         raise UsageError(f"reset_mask must be {num_envs} booleans")

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from agents.bandits.posterior import BilinearRidge
-from agents.base import OnlineAgent, bought, resolve_device
+from agents.base import MANY, POSITIVE, Agent, Callback, OnlineAgent, bought
 from agents.features import OwnSatiation, item_features, principal_axes
+from agents.files import fitting, read_tensors, write_tensors
 from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
 
@@ -36,6 +36,16 @@ class LinUCB(OnlineAgent):
     """
 
     name: ClassVar[str] = "linucb"
+    fits = ("num_items", "observation")
+    bounds = OnlineAgent.bounds | {
+        "alpha": (0.0, 1e6),
+        "ridge": (POSITIVE, 1e9),
+        "item_ridge": (POSITIVE, 1e9),
+        "growth": (0.0, 1e6),
+        "shopper_size": (1, MANY),
+        "item_size": (1, MANY),
+        "warm_up": (1, MANY),
+    }
 
     def __init__(
         self,
@@ -51,6 +61,8 @@ class LinUCB(OnlineAgent):
         **settings: Any,
     ):
         super().__init__(num_envs=num_envs, **settings)
+        self.check(alpha=alpha, ridge=ridge, item_ridge=item_ridge, growth=growth)
+        self.check(shopper_size=shopper_size, item_size=item_size, warm_up=warm_up)
         self.alpha, self.ridge, self.item_ridge = alpha, ridge, item_ridge
         self.growth, self.warm_up = growth, warm_up
         self.shopper_size, self.item_size = shopper_size, item_size
@@ -62,9 +74,8 @@ class LinUCB(OnlineAgent):
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         super().bind(vector_env)
-        self._torch = resolve_device(self.device)
         self._satiation = OwnSatiation(vector_env.shop, self._torch)
-        size = vector_env.single_observation_space.shape[0]
+        (size,) = vector_env.single_observation_space.shape
         if self._posterior is None and size <= self.shopper_size:
             self._start(torch.eye(size, device=self._torch))
 
@@ -87,7 +98,7 @@ class LinUCB(OnlineAgent):
         """Mean plus ``alpha`` standard deviations of every item's purchase rate, (N, I)."""
         posterior = self._posterior
         if posterior is None:
-            return self.rng.random((len(observation), self.num_items), dtype=np.float32)
+            return np.zeros((len(observation), self.num_items), dtype=np.float32)
         tensor = torch.as_tensor(observation, device=self._torch)
         x_NQ, satiation_NI = self._shopper(tensor), self._satiation(tensor)
         bounds = []
@@ -107,6 +118,8 @@ class LinUCB(OnlineAgent):
         return self._bound(observation, alpha=0.0)
 
     def explore(self, observation: np.ndarray) -> np.ndarray:
+        if self._posterior is None:
+            return self.rng.integers(self.num_items, size=len(observation))
         item_N: np.ndarray = np.argmax(self._bound(observation, self.alpha), axis=1)
         return item_N
 
@@ -127,8 +140,10 @@ class LinUCB(OnlineAgent):
     def _wait(self, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         """Keep random recommendations until there are enough to find the axes."""
         self._waiting.append(batch)
-        if len(self._waiting) < self.warm_up:
-            return
+        if len(self._waiting) >= self.warm_up:
+            self._find_axes()
+
+    def _find_axes(self) -> None:
         seen = np.concatenate([observation for observation, _, _ in self._waiting])
         axes_SP = principal_axes(seen, min(self.shopper_size, seen.shape[1]))
         self._start(torch.as_tensor(axes_SP, device=self._torch))
@@ -147,8 +162,21 @@ class LinUCB(OnlineAgent):
         posterior.add(x_NP, item, torch.as_tensor(bought_N, device=self._torch))
         self._added += len(item_N)
         if self._added > (1.0 + self.growth) * self._solved_at:
-            posterior.solve()
+            self._solve()
+
+    @torch.no_grad()
+    def _solve(self) -> None:
+        """Make all that was added felt."""
+        if self._posterior is not None and self._added > self._solved_at:
+            self._posterior.solve()
             self._solved_at = self._added
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
+        super().learn(total_timesteps, callback)
+        if self._waiting:  # too few for the warm-up, and all there are
+            self._find_axes()
+        self._solve()
+        return self
 
     def settings(self) -> dict[str, Any]:
         names = ("alpha", "ridge", "item_ridge", "growth", "shopper_size", "item_size", "warm_up")
@@ -156,12 +184,14 @@ class LinUCB(OnlineAgent):
 
     def _save(self, directory: Path) -> None:
         if self._posterior is None or self._axes_SP is None:
-            raise UsageError("linucb has learned nothing yet: give it more steps")
+            raise UsageError("linucb has learned nothing that could be saved: call learn() first")
+        self._solve()
         state = {"axes_SP": self._axes_SP, **self._posterior.state_dict()}
-        save_file(state, directory / "posterior.safetensors")
+        write_tensors(directory / "posterior.safetensors", state)
 
     def _load(self, directory: Path) -> None:
-        state = load_file(directory / "posterior.safetensors", device=str(self._torch))
+        state = read_tensors(directory / "posterior.safetensors", self._torch)
         self._start(state.pop("axes_SP"))
         assert self._posterior is not None
-        self._posterior.load_state_dict(state)
+        self._posterior.load_state_dict(fitting(state, self._posterior.state_dict()))
+        self._added = self._solved_at = int(self._posterior.count_I.sum())

@@ -97,12 +97,12 @@ class BilinearRidge:
         return (variance_IN.T + self.share_I[part]).clamp(min=0).sqrt()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums, from which everything follows."""
-        names = ("count_I", "x_IP", "xx_IPP", "y_I", "xy_IP")
+        """The features and the sums, from which everything follows."""
+        names = ("feature_IG", "count_I", "x_IP", "xx_IPP", "y_I", "xy_IP")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the sums of another posterior of the same sizes, and solve."""
+        """Take over another posterior of the same sizes, and solve."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
         self.solve()

@@ -1,0 +1,75 @@
+"""Small shops and small agents, for the tests of every agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agents.bandits.linucb import LinUCB
+from agents.base import Agent
+from agents.dqn import DQNAgent
+from agents.ppo import PPOAgent
+from agents.references import IndexPolicy, MyopicOracle, Popularity, Random, Rotation
+from agents.scorer import Scorer
+from recenv.vector_env import RecsysVectorEnv
+
+SMALL: dict[type[Agent], dict[str, Any]] = {
+    Random: {"num_envs": 32},
+    MyopicOracle: {"num_envs": 32},
+    IndexPolicy: {"num_envs": 32, "weight": 0.5},
+    Popularity: {"num_envs": 32},
+    Rotation: {"num_envs": 32, "length": 5, "pool": 10},
+    LinUCB: {"num_envs": 32, "warm_up": 4, "item_size": 16},
+    Scorer: {"num_envs": 32, "width": 8, "hidden": 16, "batch_size": 64},
+    PPOAgent: {
+        "num_envs": 32,
+        "n_steps": 8,
+        "minibatches": 2,
+        "n_epochs": 1,
+        "net_arch": [16],
+    },
+    DQNAgent: {
+        "num_envs": 32,
+        "learning_starts": 128,
+        "buffer_size": 4000,
+        "batch_size": 64,
+        "target_update_interval": 256,
+        "net_arch": [16],
+    },
+}
+AGENTS = list(SMALL)
+ORACLES = [MyopicOracle, IndexPolicy]
+LEARNERS = [Popularity, Rotation, LinUCB, Scorer, PPOAgent, DQNAgent]
+ON_SB3 = [PPOAgent, DQNAgent]
+# A shop in which everything happens soon.
+SHOP = {"num_items": 12, "num_categories": 3, "interest_dim": 4, "horizon": 8}
+
+
+def make_env(num_envs: int = 32, **keywords: Any) -> RecsysVectorEnv:
+    """The small shop, with other keywords on top."""
+    return RecsysVectorEnv(num_envs, **(SHOP | keywords))
+
+
+def make_agent(cls: type[Agent], env: RecsysVectorEnv | None = None, **settings: Any) -> Agent:
+    """A small agent, bound to ``env`` (the small shop by default)."""
+    agent = cls(**(SMALL[cls] | {"device": "cpu"} | settings))
+    agent.bind(make_env(agent.num_envs) if env is None else env)
+    return agent
+
+
+def greet(env: RecsysVectorEnv, seed: int = 1, steps: int = 0) -> np.ndarray:
+    """What is seen after ``steps`` random recommendations."""
+    observation, _ = env.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        observation = env.step(rng.integers(env.shop.num_items, size=env.num_envs))[0]
+    return observation
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, which must be one line."""
+    message = str(error)
+    assert message
+    assert "\n" not in message
+    return message

@@ -1,0 +1,225 @@
+"""The scorer: its towers, its log, what it learns, and regulars and strangers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import greet, make_agent, make_env, one_line
+from torch import nn
+
+from agents import base, scorer
+from agents.references import Random
+from agents.rollout import play
+from agents.scorer import Log, Scorer, TwoTowers
+from recenv.errors import UsageError
+
+REGULARS = {"num_shoppers": 50, "scenario": "static"}
+
+
+@pytest.mark.parametrize(
+    ("size", "clientele"), [(5, 0), (5, 7), (0, 7)], ids=["observation", "both", "id"]
+)
+def test_all_items_equal_their_pairs(size, clientele, monkeypatch):
+    torch.manual_seed(0)
+    network = TwoTowers(size, torch.randn(9, 3), clientele, width=4, hidden=6)
+    nn.init.normal_(network.item_bias.weight)
+    shopper_NW = network.shoppers(
+        torch.randn(8, size), torch.arange(8) if network.shopper_id is not None else None
+    )
+    all_NI = network.all_items(shopper_NW)
+    assert all_NI.shape == (8, 9)
+    for item in range(9):
+        pair_N = network.pairs(shopper_NW, torch.full((8,), item))
+        torch.testing.assert_close(all_NI[:, item], pair_N)
+    monkeypatch.setattr(scorer, "SCORES_AT_ONCE", 8 * 6 * 2)  # two items at a time
+    torch.testing.assert_close(network.all_items(shopper_NW), all_NI)
+
+
+def test_learns_whom_to_sell_what():
+    env = make_env(64, scenario="static")
+    agent = make_agent(Scorer, env, num_envs=64, batch_size=512, learning_rate=3e-3)
+    agent.learn(20_000)
+    judged = make_env(2000, scenario="static", reveal=True)
+    observation = greet(judged, seed=9)
+    item_N = np.random.default_rng(0).integers(12, size=2000)
+    info = judged.step(item_N)[-1]
+    true_N = info["purchase_probability"]
+    log_odds_N = agent.score(observation)[np.arange(2000), item_N]
+    base_rate = cross_entropy(true_N, np.full(2000, true_N.mean()))
+    learned = cross_entropy(true_N, 1 / (1 + np.exp(-log_odds_N)))
+    best = cross_entropy(true_N, true_N)
+    assert (base_rate - learned) / (base_rate - best) > 0.8
+
+
+def cross_entropy(true_N: np.ndarray, told_N: np.ndarray) -> float:
+    """Expected log loss of the probabilities that are told."""
+    return float(-(true_N * np.log(told_N) + (1 - true_N) * np.log1p(-told_N)).mean())
+
+
+def test_log_keeps_the_latest_rows():
+    log = Log(5, 2)
+    for first in (0, 3, 6):  # eight rows and one more in batches of three
+        row = np.arange(first, first + 3)
+        log.add(row[:, None] + [0.0, 0.5], 10 * row, row, row % 2)
+    assert len(log) == 5
+    assert log.count == 9
+    order = np.argsort(log.item)
+    np.testing.assert_array_equal(log.item[order], [4, 5, 6, 7, 8])
+    np.testing.assert_array_equal(log.shopper_id[order], [40, 50, 60, 70, 80])
+    np.testing.assert_array_equal(log.bought[order], [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(log.observation[order, 1], np.arange(4, 9) + 0.5)
+
+
+def test_log_is_no_longer_than_its_rows():
+    log = Log(5, 1)
+    log.add(np.ones((2, 1)), np.ones(2), np.ones(2), np.ones(2))
+    assert len(log) == 2
+
+
+def test_logs_what_was_seen_and_answered():
+    env = make_env(16, num_shoppers=9, scenario="churn", horizon=4)
+    agent = make_agent(Scorer, env, num_envs=16)
+    seen: list[tuple[np.ndarray, ...]] = []
+    original = agent.explore
+
+    def watch(observation: np.ndarray) -> np.ndarray:
+        item_N = original(observation)
+        bought_N = np.zeros(16)
+        seen.append((observation.astype(np.float16), env.shopper_id_N.copy(), item_N, bought_N))
+        return item_N
+
+    agent.explore = watch
+    step = env.step
+
+    def watched_step(item_N: np.ndarray):
+        told = step(item_N)
+        terms = told[-1].get("final_info", told[-1])["reward_terms"]
+        seen[-1][3][:] = terms["purchase"] == 1
+        return told
+
+    env.step = watched_step
+    agent.learn(320)
+    log = agent._log
+    assert log.count == 320
+    names = ("observation", "shopper_id", "item", "bought")
+    for name, expected in zip(names, zip(*seen, strict=True), strict=True):
+        np.testing.assert_array_equal(getattr(log, name)[:320], np.concatenate(expected), name)
+    assert 0 < log.bought[:320].mean() < 1
+
+
+def test_log_stays_within_memory(monkeypatch):
+    env = make_env(32, observation="behaviour", history=3)
+    (size,) = env.single_observation_space.shape
+    monkeypatch.setattr(base, "MEMORY", 100 * 2 * size)
+    agent = make_agent(Scorer, env)
+    agent.learn(640)
+    assert agent._log.observation.shape == (100, size)
+    assert agent._log.observation.nbytes == 100 * 2 * size
+    assert len(agent._log) == 100
+
+
+def test_default_behaviour_log_fits_a_small_machine():
+    (size,) = make_env(1, observation="behaviour", num_items=500).single_observation_space.shape
+    assert base.rows_in_memory(2 * size) * 2 * size <= 2**31
+    assert base.rows_in_memory(2 * size) > 100_000
+
+
+def test_exploration_falls_over_the_first_steps():
+    agent = make_agent(Scorer, epsilon=1.0, final_epsilon=0.1, anneal=0.5)
+    shares: list[float] = []
+    agent.learn(3200, lambda timesteps: shares.append(agent.exploration) or True)
+    expected = 1 - 0.9 * np.minimum(np.arange(1, 101) / 50, 1)
+    np.testing.assert_allclose(shares, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_explores_that_share_of_the_shoppers(share):
+    env = make_env(2000)
+    agent = make_agent(Scorer, env, num_envs=2000, epsilon=share, final_epsilon=share)
+    agent.learn(2000)
+    observation = greet(env)
+    moved = (agent.explore(observation) != agent.predict(observation)[0]).mean()
+    assert moved == pytest.approx(share * 11 / 12, abs=0.04)
+
+
+# --- regulars and strangers ----------------------------------------------------------
+
+
+def test_ids_need_a_clientele():
+    with pytest.raises(UsageError, match=r"env\.num_shoppers") as error:
+        make_agent(Scorer, make_env(), shopper="id")
+    one_line(error.value)
+
+
+@pytest.mark.parametrize("shopper", ["id", "both", "auto"])
+def test_regulars_are_known_and_others_are_strangers(shopper):
+    env = make_env(**REGULARS)
+    agent = make_agent(Scorer, env, shopper=shopper)
+    agent.learn(640)
+    observation = greet(env)
+    id_N = env.shopper_id_N
+    assert len(set(id_N)) > 10
+
+    def expected(rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            tower = agent.network.shoppers(torch.as_tensor(observation), torch.as_tensor(rows))
+            return agent.network.all_items(tower).numpy()
+
+    regular_NI, stranger_NI = expected(id_N), expected(np.full(32, 50))
+    assert np.abs(regular_NI - stranger_NI).max() > 0.01
+    np.testing.assert_allclose(agent.score(observation), regular_NI, atol=1e-5)
+    # fewer than stand in the shop: nobody says who they are
+    np.testing.assert_allclose(agent.score(observation[:9]), stranger_NI[:9], atol=1e-5)
+    # another clientele has other people under the same ids, and a shop without has none
+    for others in ({"num_shoppers": 80}, {"num_shoppers": 20}, {"num_shoppers": None}):
+        elsewhere = make_env(**(REGULARS | others))
+        greet(elsewhere)
+        with agent.acting_in(elsewhere):
+            np.testing.assert_allclose(agent.score(observation), stranger_NI, atol=1e-5)
+
+
+def test_observation_alone_knows_nobody():
+    agent = make_agent(Scorer, make_env(**REGULARS), shopper="observation")
+    assert agent.network.shopper_id is None
+    agent.learn(320)
+    assert agent.score(greet(agent.env)).shape == (32, 12)
+
+
+def test_recommends_to_strangers_where_nobody_is_in_the_shop(tmp_path):
+    agent = make_agent(Scorer, make_env(**REGULARS))
+    agent.learn(640)
+    agent.save(tmp_path)
+    observation = greet(make_env())
+    for shop in (REGULARS, {"scenario": "static"}):
+        loaded = Scorer.load(tmp_path, make_env(**shop))
+        items, _ = loaded.recommend(observation, 5)
+        np.testing.assert_array_equal(items[:9], agent.recommend(observation[:9], 5)[0])
+
+
+def test_the_strangers_embedding_learns():
+    agent = make_agent(Scorer, make_env(**REGULARS))
+    before = agent.network.shopper_id.weight[-1].detach().clone()
+    agent.learn(320)
+    assert (agent.network.shopper_id.weight[-1] - before).abs().max() > 0.01
+
+
+def test_newcomers_to_a_clientele_are_served_well():
+    agent = make_agent(Scorer, make_env(64, **REGULARS), num_envs=64, batch_size=256)
+    agent.learn(15_000)
+    newcomers = make_env(500, scenario="static")
+    chance = play(make_agent(Random, newcomers), newcomers, 3).return_E
+    assert play(agent, newcomers, 3).return_E.mean() > chance.mean() + 2.0
+
+
+def test_regulars_are_told_apart_by_their_ids_alone():
+    env = make_env(64, **REGULARS)
+    agent = make_agent(Scorer, env, num_envs=64, shopper="id", batch_size=256)
+    agent.learn(20_000)
+    judged = make_env(500, **REGULARS)
+    with agent.acting_in(judged):
+        observation = greet(judged)
+        known = play(agent, judged, 3).return_E.mean()
+        assert len({tuple(items) for items in agent.recommend(observation, 3)[0]}) > 5
+    newcomers = make_env(500, scenario="static")
+    assert known > play(agent, newcomers, 3).return_E.mean() + 0.5

@@ -1,0 +1,135 @@
+"""The torch environment: tensors in, tensors out, the same refusals (its parity: test_parity)."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from recenv.shop import OBSERVATIONS  # noqa: E402
+from recenv.torch_env import RecsysTorchEnv  # noqa: E402
+
+N = 5
+LIVELY: dict[str, Any] = {
+    "num_items": 12,
+    "num_categories": 3,
+    "interest_dim": 4,
+    "horizon": 6,
+    "scenario": "full",
+    "churn": True,
+    "churn_base": -1.5,
+}
+
+
+def made(**keywords: Any) -> RecsysTorchEnv:
+    env = RecsysTorchEnv(N, **(LIVELY | keywords))
+    env.reset(seed=3)
+    return env
+
+
+def play(env: RecsysTorchEnv, steps: int) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    told = []
+    for _ in range(steps):
+        item_N = torch.randint(12, (N,), generator=generator)
+        *seen, info = env.step(item_N)
+        told += [*seen, *info.values()]
+    return told
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_everything_is_a_tensor_of_its_type(observation: str, dtype: Any) -> None:
+    env = made(observation=observation, dtype=dtype, reveal=True)
+    seen, reward_N, terminated_N, truncated_N, info = env.step(torch.zeros(N, dtype=torch.int32))
+    assert seen.shape == env.observation_space.shape
+    assert seen.dtype == reward_N.dtype == info["regret"].dtype == dtype
+    assert terminated_N.dtype == truncated_N.dtype == torch.bool
+    assert all(value.shape[0] == N for value in info.values())
+    for leaf in (*env.state, *env.traits):
+        assert leaf.dtype == dtype
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_made_in_the_middle_goes_on_alike(clone: Any) -> None:
+    env = made()
+    play(env, 15)
+    other = clone(env)
+    assert same(play(env, 100), play(other, 100))
+
+
+def test_a_seed_repeats() -> None:
+    env = made()
+    first = play(env, 50)
+    env.reset()
+    env.reset(seed=3)
+    assert same(first, play(env, 50))
+    env.reset(seed=4)
+    assert not same(first, play(env, 50))
+
+
+def test_nothing_that_is_returned_can_be_used_to_change_the_sessions() -> None:
+    expected, env = play(made(), 40), made()
+    generator = torch.Generator().manual_seed(0)
+    told = []
+    for _ in range(40):
+        *seen, info = env.step(torch.randint(12, (N,), generator=generator))
+        told += [leaf.clone() for leaf in (*seen, *info.values())]
+        for leaf in (*seen, *info.values()):
+            leaf.zero_()
+    assert same(told, expected)
+
+
+def test_a_bad_dtype_is_refused(refuses: Any) -> None:
+    with refuses("dtype must be torch.float32 or torch.float64, got torch.int64"):
+        made(dtype=torch.int64)
+
+
+@pytest.mark.parametrize("num_envs", [0, 2.0, True, None])
+def test_a_bad_number_of_slots_is_refused(refuses: Any, num_envs: Any) -> None:
+    with refuses("num_envs must "):
+        RecsysTorchEnv(num_envs)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_it_restarts_sessions_by_itself(refuses: Any, mode: str) -> None:
+    with refuses('restarts sessions by itself: autoreset_mode="SameStep"'):
+        made(autoreset_mode=mode)
+
+
+def test_nobody_can_be_served_before_the_first_reset(refuses: Any) -> None:
+    env = RecsysTorchEnv(N, **LIVELY)
+    for act in (
+        lambda: env.step(torch.zeros(N, dtype=torch.int64)),
+        lambda: env.state,
+        lambda: env.traits,
+        lambda: env.shopper_id_N,
+    ):
+        with refuses(r"nobody is in the shop yet: call reset\(\) first"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("item_N", "pattern"),
+    [
+        (torch.zeros(N), "actions must be a tensor of whole numbers, got torch.float32"),
+        (torch.zeros(N, dtype=torch.bool), "actions must be a tensor of whole numbers"),
+        ([0] * N, "actions must be a tensor of whole numbers, got list"),
+        (torch.zeros(N + 1, dtype=torch.int64), r"must be of shape \(5,\), got \(6,\)"),
+        (torch.zeros((), dtype=torch.int64), r"must be of shape \(5,\), got \(\)"),
+        (torch.full((N,), 12), r"an action is not in the catalogue 0\.\.11"),
+        (torch.full((N,), -1), "an action is not in the catalogue"),
+    ],
+    ids=str,
+)
+def test_bad_actions_are_refused(refuses: Any, item_N: Any, pattern: str) -> None:
+    with refuses(pattern):
+        made().step(item_N)
