@@ -165,7 +165,6 @@ class SB3Agent(Agent):
 
     def _make(self) -> BaseAlgorithm:
         """An algorithm that has learned nothing, to learn in the bound environment."""
-        seed_globals(self.seed)
         self._made_in = env = self.env
         # a loaded agent may be bound to an environment of another size than it learns in
         if env.num_envs != self.num_envs:

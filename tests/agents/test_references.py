@@ -248,19 +248,31 @@ def test_rotation_takes_turns_where_shoppers_tire(tmp_path):
     assert both > play(agent, env, 3).return_E.mean() + 2.0
 
 
+@pytest.mark.parametrize("rounds", [5, 3.9, 0.1])
 @pytest.mark.parametrize("shares", [(0.2, 0.3), (1.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
-def test_rotation_says_how_many_steps_it_took(shares):
+def test_rotation_says_how_many_steps_it_took(shares, rounds):
     env = make_env(32, scenario="static")
     taken: list[int] = []
     step = env.step
     env.step = lambda item_N: taken.append(len(item_N)) or step(item_N)
     agent = make_agent(Rotation, env, warm_up=shares[0], final=shares[1])
     told: list[int] = []
-    agent.learn(5 * 32 * 8, lambda timesteps: told.append(timesteps) or True)
-    assert told[-1] == sum(taken) == 5 * 32 * 8
+    agent.learn(int(rounds * 32 * 8), lambda timesteps: told.append(timesteps) or True)
+    # whole rounds, and three at the least
+    assert told[-1] == sum(taken) == max(int(rounds), 3) * 32 * 8
 
 
 def test_rotation_that_is_stopped_has_a_cycle():
     agent = make_agent(Rotation)
     agent.learn(10 * 32 * 8, lambda timesteps: False)
     assert len(set(agent.cycle)) == 5
+
+
+@pytest.mark.parametrize("cycle", [[99], [-1], [0.5], [[1, 2]], [], ["tea"]])
+def test_cycles_of_no_items_are_refused(cycle, tmp_path):
+    agent = make_agent(Popularity)
+    agent.save(tmp_path)
+    np.save(tmp_path / "cycle.npy", np.array(cycle))
+    with pytest.raises(UsageError, match="train it again") as error:
+        Popularity.load(tmp_path, agent.env)
+    one_line(error.value)

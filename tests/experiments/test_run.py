@@ -182,6 +182,13 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert 'pip install "recenv[worlds]"' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("module", ["run", "plot", "evaluate", "bench"])
+def test_missing_agents_extra_is_one_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("raise ModuleNotFoundError('hydra', name='hydra')")
+    done = command(module, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    one_line(done, 'pip install "recenv[agents]"')
+
+
 def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_one_figure(tmp_path: Path) -> None:
     words = ["-m", "agent=random,popularity", "env.scenario=static,nonsense", *SMALL]
     done = command("run", *words, f"runs_dir={tmp_path}")

@@ -322,12 +322,12 @@ def test_interest_stays_a_unit_vector(seed: int, pull: float, push: float, drift
     np.testing.assert_allclose(np.linalg.norm(crowd.state.interest, axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_interest_of_one_dimension_stays_finite(sign: int) -> None:
+@pytest.mark.parametrize("seed", [0, 2])
+def test_interest_of_one_dimension_stays_finite(seed: int) -> None:
     env = RecsysVectorEnv(
         8, num_items=3, num_categories=1, interest_dim=1, interest_pull=0.99, refusal_push=0.99
     )
-    env.reset(seed=sign + 1)
+    env.reset(seed=seed)
     env.action_space.seed(0)
     for _ in range(60):
         observation, *_ = env.step(env.action_space.sample())
