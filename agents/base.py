@@ -250,6 +250,11 @@ class OnlineAgent(Agent):
             self.logger.record_mean("rollout/ep_rew_mean", float(return_n.mean()))
             self.logger.record_mean("rollout/ep_len_mean", float(length_n.mean()))
 
+    def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
+        """The items (N,), with ``share`` of them replaced by random ones, each by itself."""
+        random_N = self.rng.integers(self.num_items, size=len(item_N))
+        return np.where(self.rng.random(len(item_N)) < share, random_N, item_N)
+
     @abstractmethod
     def explore(self, observation: np.ndarray) -> np.ndarray:
         """The items to recommend while learning, (N, S) -> (N,)."""

@@ -251,8 +251,7 @@ class Scorer(OnlineAgent):
 
     def explore(self, observation: np.ndarray) -> np.ndarray:
         item_N, _ = self.predict(observation)
-        random_N = self.rng.integers(self.num_items, size=len(item_N))
-        return np.where(self.rng.random(len(item_N)) < self.exploration, random_N, item_N)
+        return self.sometimes_random(item_N, self.exploration)
 
     def update(
         self,
