@@ -57,6 +57,7 @@ def test_a_single_shopper_may_be_explored_with():
 
 def test_scores_are_the_action_values():
     agent = make_agent(DQNAgent)
+    agent.model.exploration_rate = 1.0
     observation = greet(agent.env)
     with torch.no_grad():
         value_NI = agent.model.q_net(torch.as_tensor(observation)).numpy()

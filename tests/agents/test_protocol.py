@@ -253,7 +253,7 @@ def test_settings_of_another_version_are_refused(tmp_path):
     (tmp_path / "agent.json").write_text(json.dumps(settings | {"gamma": 3}))
     assert "agent.gamma must lie in 0..1" in refusal(PPOAgent, tmp_path)
     (tmp_path / "agent.json").write_text(json.dumps(settings | {"net_arch": [17]}))
-    assert "shape" in refusal(PPOAgent, tmp_path)
+    assert "train it for this shop" in refusal(PPOAgent, tmp_path)
 
 
 @every_agent

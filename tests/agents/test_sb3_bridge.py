@@ -189,7 +189,8 @@ def test_learning_goes_on_in_another_shop(cls):
     steps = counted(elsewhere)
     agent.learn(640, lambda timesteps: False)
     assert steps == [32]
-    assert np.abs(agent.score(observation) - before).max() < 1.0
+    # one batch is too little to learn from
+    np.testing.assert_array_equal(agent.score(observation), before)
 
 
 def counted(env: RecsysVectorEnv) -> list[int]:
@@ -201,7 +202,8 @@ def counted(env: RecsysVectorEnv) -> list[int]:
 
 
 @pytest.mark.parametrize("cls", ON_SB3, ids=lambda cls: cls.name)
-def test_checks_of_distributions_are_back_after_learning(cls):
+def test_checks_of_distributions_are_back_after_learning(cls, monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     agent = make_agent(cls)
     checks: list[bool] = []
 
@@ -211,11 +213,10 @@ def test_checks_of_distributions_are_back_after_learning(cls):
             raise ZeroDivisionError
         return True
 
-    before = torch.distributions.Distribution._validate_args
     with pytest.raises(ZeroDivisionError):
         agent.learn(640, watch)
     assert set(checks) == {False}
-    assert torch.distributions.Distribution._validate_args == before
+    assert torch.distributions.Distribution._validate_args
 
 
 @pytest.mark.parametrize("cls", ON_SB3, ids=lambda cls: cls.name)
