@@ -53,7 +53,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if render_mode is not None:
             raise UsageError('a vector env has no pictures: render gym.make("Recsys-v0")')
         self.shop = Shop(keywords)
-        self._keywords = keywords
+        self._keywords = {**keywords, "max_episode_steps": max_episode_steps}
         self.num_envs = num_envs
         self.render_mode = None
         self.autoreset_mode = AutoresetMode(self.shop.settings.autoreset_mode)

@@ -71,8 +71,9 @@ class World:
 class Synthetic:
     """What a generated world is made from; ``build`` is cached.
 
-    ``feature_signal`` is the share of the variance of quality's rank, of the rest of appeal,
-    and of embeddings around their category's centre, that public features explain.
+    ``feature_signal`` is the share of the variance that public features make up: brands of
+    quality's rank and of the rest of appeal, keywords of embeddings around their category's
+    centre (a linear regression on all features recovers about 0.85 of the latter).
     ``temptation`` is how strongly a tempting look goes with poor quality (a correlation).
     """
 
@@ -148,12 +149,21 @@ def _embed(
     for _ in range(per_item):
         drawn_I = (rng.random((n, 1)) > cumulative_IW).sum(axis=1)
         keywords_IW[np.arange(n), np.minimum(drawn_I, words - 1)] += 1.0
-    told_ID = keywords_IW @ word_WD
-    told_ID -= told_ID.mean(axis=0)
-    told_ID /= max(float(told_ID.std()), 1e-6)
-    untold_ID = rng.standard_normal((n, d))
+    told_ID = _sideways(keywords_IW @ word_WD, centre_ID)
+    untold_ID = _sideways(rng.standard_normal((n, d)), centre_ID)
     deviation_ID = np.sqrt(signal) * told_ID + np.sqrt(1 - signal) * untold_ID
     return normalise(centre_ID + EMBEDDING_SPREAD * deviation_ID / np.sqrt(d)), keywords_IW
+
+
+def _sideways(vector_ID: FloatArray, centre_ID: FloatArray) -> FloatArray:
+    """What of vectors does not lie along their category's centre, standardised.
+
+    What lies along it is lost when embeddings are normalised.
+    """
+    along_I = np.einsum("id,id->i", vector_ID, centre_ID)
+    rest_ID: FloatArray = vector_ID - along_I[:, None] * centre_ID
+    rest_ID = rest_ID - rest_ID.mean(axis=0)
+    return rest_ID / max(float(rest_ID.std()), 1e-6)
 
 
 def _spread(centre_KD: FloatArray) -> FloatArray:

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 import recenv
+from recenv.dynamics import utilities
 from recenv.env import RecsysEnv
 from recenv.errors import MissingExtra, unknown
 from recenv.scenarios import SCENARIOS
@@ -211,6 +212,21 @@ def test_a_seed_repeats_and_its_absence_goes_on() -> None:
     np.testing.assert_array_equal(env.reset(seed=1)[0], first)
     np.testing.assert_array_equal(env.reset()[0], second)
     assert not np.array_equal(env.reset(seed=2)[0], first)
+
+
+def test_reveal_tells_the_probability_and_what_the_best_item_would_have_gained() -> None:
+    env = RecsysEnv(**SMALL, reveal=True)
+    env.reset(seed=2)
+    for item in range(6):
+        items = env.shop.items(np, env.shop.tables)
+        utility = utilities(np, env.shop.dynamics, env.state, env.traits, items)
+        probability = 1 / (1 + np.exp(-utility))
+        *_, info = env.step(item)
+        assert info["purchase_probability"] == pytest.approx(probability[item], abs=1e-6)
+        # in expected reward: +1 with p and -1 with 1 - p
+        gap = 2 * (probability.max() - probability[item])
+        assert info["regret"] == pytest.approx(gap, abs=1e-6)
+        assert info["regret"] >= 0
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)

@@ -373,10 +373,17 @@ def test_a_file_with_flipped_bytes_is_refused_or_still_the_same(
     assert refused > 100
 
 
-def test_a_failed_write_leaves_the_old_file_alone(world: World, path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file_alone(
+    world: World, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(file: Any, **_: Any) -> None:
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+
     before = path.read_bytes()
-    with pytest.raises(TypeError):
-        worlds.write(replace(world, provenance={"not": {"JSON"}}), path)
+    monkeypatch.setattr(np, "savez_compressed", fill_the_disk)
+    with pytest.raises(OSError, match="no space left"):
+        worlds.write(world, path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["shop.npz"]
 
