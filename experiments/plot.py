@@ -33,7 +33,9 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import results
 from experiments.cli import arguments, entry
+from experiments.stats import curve_interval
 from recenv.errors import UsageError
+from recenv.seeding import Role, generator
 
 # Okabe & Ito 2008, readable for the colour-blind; line styles and markers tell the same in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -41,8 +43,6 @@ STYLES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # a colour of their own for the agents of the card, whatever else is drawn
 PREFERRED = {"ppo": 0, "scorer": 1, "dqn": 2, "linucb": 3, "popularity": 4, "rotation": 5}
-# two-sided 95% points of Student's t by degrees of freedom
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,9 @@ def _curve(label: str, seeds: list[dict[str, np.ndarray]]) -> Curve:
     score_RE = np.array(
         [np.interp(steps_E, seed["timesteps"], seed["normalised_score"]) for seed in seeds]
     )
-    mean_E, count = score_RE.mean(axis=0), len(seeds)
-    student = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
-    half_E = student * score_RE.std(axis=0, ddof=1) / np.sqrt(count)
-    return Curve(label, steps_E, mean_E, mean_E - half_E, mean_E + half_E, seeds=count)
+    # the same picture from the same files
+    rng = generator(Role.STATISTICS, 0)
+    return Curve(label, steps_E, *curve_interval(score_RE, rng), seeds=len(seeds))
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:

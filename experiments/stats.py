@@ -21,12 +21,13 @@ is too small by sqrt((R - 1) / R), and percentiles ignore that the spread itself
 estimated: at a nominal 95% they cover the mean of a normal score in 75% (R=3), 84% (R=5)
 and 91% (R=10) of cases with one task. The percentiles are therefore stretched about the
 estimate by the ratio of unbiased to bootstrap standard error and by that of Student's
-t to the normal quantile, with degrees of freedom after Satterthwaite 1946. That is the
-expanded percentile interval of Hesterberg 2015, "What Teachers Should Know About the
-Bootstrap", as a factor; it tends to 1 with many runs (1.22 for R=10 and one task, about
-1.07 for ten runs of each of seven tasks). What it cannot mend: statistics that saturate
-(every run above a threshold: the interval is a point), and the plain mean of heavily
-skewed scores under about ten runs, where the interquartile mean fares better.
+t to the normal quantile, with degrees of freedom after Satterthwaite 1946 (as for a mean,
+whatever the statistic). That is the expanded percentile interval of Hesterberg 2015, "What
+Teachers Should Know About the Bootstrap", as a factor; it tends to 1 with many runs (1.22
+for R=10 and one task, 1.07 for ten runs of each of seven tasks that vary alike). What it
+cannot mend: statistics that saturate (every run above a threshold: the interval is a
+point), and the plain mean where one run in many fails badly: ten runs of one task may
+well hold no such run. There the interquartile mean asks what the data can answer.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def bootstrap_shoppers(
     score_RJ = return_RJN.mean(axis=-1)
     group_BGJ = _draw(member_GM, score_RJ.shape[1], rng, resamples)
     outer_B = statistic(_taken(score_RJ, member_GM, group_BGJ))
-    redrawn = _redrawn_alone if member_GM.shape[1] == 1 and _one_world(world_R) else _redrawn_each
+    redrawn = _redrawn_for_all if _one_world(world_R) else _redrawn_for_each
     both_BRJ = np.stack(
         [
             redrawn(return_RJN[:, j], member_GM, group_BGJ[..., j], rng)
@@ -172,7 +173,8 @@ def bootstrap_shoppers(
         axis=-1,
     )
     value = statistic(score_RJ)
-    factor = _stretch(level, score_RJ[member_GM].mean(axis=1)) if len(member_GM) > 1 else 1.0
+    factor = _stretch(level, score_RJ[member_GM].mean(axis=1))
+    factor = 1.0 if len(member_GM) == 1 else factor  # one run: nothing but shoppers is redrawn
     change_B = factor * (outer_B - value) + (statistic(both_BRJ) - outer_B)
     return _estimate(value, *_interval(value, change_B, level))
 
@@ -383,8 +385,8 @@ def steps_to(score_E: np.ndarray, timesteps_E: np.ndarray, target: float) -> np.
     start, end = timesteps_E[before], timesteps_E[after]
     left = np.take_along_axis(score_E, before[..., None], axis=-1)[..., 0]
     right = np.take_along_axis(score_E, after[..., None], axis=-1)[..., 0]
-    part = (target - left) / np.where(right > left, right - left, 1.0)
-    ratio = end / np.where(start > 0, start, end + (end == 0))
+    part = np.clip((target - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+    ratio = end / np.where(start > 0, start, 1.0)
     steps = np.where(start > 0, start * ratio**part, end * part)
     steps = np.where(after > 0, steps, timesteps_E[0])
     steps = np.where(reached_E.any(axis=-1), steps, np.inf)
@@ -393,7 +395,7 @@ def steps_to(score_E: np.ndarray, timesteps_E: np.ndarray, target: float) -> np.
 
 def _win(x_RJ: np.ndarray, y_SJ: np.ndarray) -> np.ndarray:
     """1 where X scores more than Y, 0 where less, 1/2 where alike: (..., R, S, J)."""
-    return 0.5 + 0.5 * np.sign(x_RJ[..., :, None, :] - y_SJ[..., None, :, :])
+    return np.asarray(0.5 + 0.5 * np.sign(x_RJ[..., :, None, :] - y_SJ[..., None, :, :]))
 
 
 def _draw(
@@ -410,7 +412,7 @@ def _taken(score_RJ: np.ndarray, member_GM: np.ndarray, group_BGJ: np.ndarray) -
     """The scores (B, R, J) of the runs of groups drawn."""
     row_BGMJ = np.moveaxis(member_GM[group_BGJ], -1, 2)
     row_BRJ = row_BGMJ.reshape(len(group_BGJ), *score_RJ.shape)
-    return score_RJ[row_BRJ, np.arange(score_RJ.shape[1])]
+    return np.asarray(score_RJ[row_BRJ, np.arange(score_RJ.shape[1])])
 
 
 def _resample(
@@ -420,7 +422,7 @@ def _resample(
     return _taken(score_RJ, member_GM, _draw(member_GM, score_RJ.shape[1], rng, resamples))
 
 
-def _redrawn_alone(
+def _redrawn_for_all(
     return_RN: np.ndarray, member_GM: np.ndarray, group_BG: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Mean returns (B, R) of drawn runs, shoppers redrawn once for all of them."""
@@ -436,7 +438,7 @@ def _redrawn_alone(
     return np.concatenate(found)
 
 
-def _redrawn_each(
+def _redrawn_for_each(
     return_RN: np.ndarray, member_GM: np.ndarray, group_BG: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Mean returns (B, R) of drawn runs, shoppers redrawn for each group drawn."""
@@ -456,9 +458,7 @@ def _chunks(group_BG: np.ndarray, each: int) -> list[np.ndarray]:
     return [group_BG[start : start + size] for start in range(0, len(group_BG), size)]
 
 
-def _interval(
-    value: Any, change_B: np.ndarray, level: float
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def _interval(value: Any, change_B: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """The estimate moved by the outer percentiles of its changes (B, ...)."""
     tail = (1.0 - level) / 2
     low, high = np.quantile(change_B, [tail, 1.0 - tail], axis=0)
@@ -529,13 +529,13 @@ def _groups(world_R: np.ndarray | None, runs: int) -> np.ndarray:
 def _checked(name: str, array: Any, axes: int) -> np.ndarray:
     """The array in floats, or a UsageError that says what is wrong with it."""
     try:
-        array = np.asarray(array, dtype=float)
+        checked = np.asarray(array, dtype=float)
     except (TypeError, ValueError):
         raise UsageError(f"{name} must be numbers in a full grid: is a run shorter?") from None
-    if array.ndim != axes:
-        raise UsageError(f"{name} must have {axes} axes, got shape {array.shape}")
-    if array.size == 0:
-        raise UsageError(f"{name} is empty: its shape is {array.shape}")
-    if not np.isfinite(array).all():
+    if checked.ndim != axes:
+        raise UsageError(f"{name} must have {axes} axes, got shape {checked.shape}")
+    if checked.size == 0:
+        raise UsageError(f"{name} is empty: its shape is {checked.shape}")
+    if not np.isfinite(checked).all():
         raise UsageError(f"{name} has numbers that are missing or infinite: leave their runs out")
-    return array
+    return checked

@@ -38,11 +38,13 @@ def test_one_seed_has_its_interval_over_shoppers(tmp_path: Path) -> None:
     assert not curve.flat
 
 
-def test_seeds_are_averaged_with_a_students_t_interval(tmp_path: Path) -> None:
+def test_seeds_are_averaged_with_an_interval_over_them(tmp_path: Path) -> None:
     runs = [made(tmp_path, "ppo", seed, [0.0, score]) for seed, score in enumerate((0.4, 0.6, 0.8))]
-    curve = plot._panel("s", runs).curves[0]
+    curve, again = (plot._panel("s", runs).curves[0] for _ in range(2))
     assert curve.score_E[-1] == pytest.approx(0.6)
-    assert curve.high_E[-1] - 0.6 == pytest.approx(4.30 * 0.2 / np.sqrt(3))
+    assert curve.low_E[-1] < 0.5 < 0.7 < curve.high_E[-1]
+    np.testing.assert_array_equal(curve.low_E, again.low_E)
+    assert curve.low_E[0] == pytest.approx(curve.high_E[0])  # the seeds agree there
 
 
 def test_a_shorter_run_ends_the_mean_early_and_is_not_stretched(tmp_path: Path) -> None:
