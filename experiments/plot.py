@@ -203,11 +203,18 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     axis.set_ylabel("normalised score")
     axis.grid(alpha=0.2)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="upper left", frameon=True, framealpha=0.9)
+    many = max(curve.seeds for curve in panel.curves) > 1
+    axis.legend(
+        fontsize=8,
+        loc="upper left",
+        framealpha=0.9,
+        title=f"last score; band: 95% over {'seeds' if many else 'shoppers'}",
+        title_fontsize=8,
+        alignment="left",
+    )
 
 
 def _draw_curve(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
-    interval = "over seeds" if curve.seeds > 1 else "over shoppers"
     label = f"{curve.label}: {curve.score_E[-1]:.2f} ({curve.seeds} seed{'s'[: curve.seeds > 1]})"
     if curve.flat:
         line = {key: style[key] for key in ("color", "linestyle")}
@@ -221,7 +228,6 @@ def _draw_curve(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
         color=style["color"],
         alpha=0.18,
         linewidth=0,
-        gid=f"95% interval {interval}",
     )
 
 
