@@ -25,6 +25,8 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
         key = word.split("=", 1)[0].split(".", 1)[0]
         if key not in defaults:
             raise unknown("argument", key, defaults)
+        if isinstance(defaults[key], dict) and not word.startswith(f"{key}."):
+            raise UsageError(f"{word}: give the keys of {key} one by one, as in {key}.seed=1")
     try:
         merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.from_dotlist(argv))
         values = OmegaConf.to_container(merged, resolve=True)

@@ -28,7 +28,7 @@ from experiments import results
 from experiments.build import group_defaults, load_agent, make_env
 from experiments.cli import arguments, entry
 from experiments.report import print_table
-from recenv.errors import UsageError
+from recenv.errors import UsageError, unknown
 from recenv.seeding import Role, derive_seed
 from recenv.vector_env import RecsysVectorEnv
 
@@ -224,16 +224,29 @@ def main(argv: list[str]) -> None:
     config = run.config()
     if not run.finished:
         raise UsageError(f"the run in {run.path} is not finished: it has no trained agent")
+    for key in asked["eval"]:
+        if key not in ("seed", "shoppers"):
+            raise unknown("key of eval", key, ("seed", "shoppers"))
     env = config["env"] | asked["env"]
     evaluation = {"seed": 0, "shoppers": 2000} | config.get("eval", {}) | asked["eval"]
     name, judge = _judge(run, env, evaluation)
     agent = load_agent(config, run.agent, judge.env, str(asked["device"]))
     row, _ = judge(agent)
+    foreign = _foreign(config["env"], judge)
     summary = {"run": str(run.path), "agent": run.label, **summarise(judge, row)}
+    summary["warnings"] = foreign + summary["warnings"]
     target = run.path / "scores" / f"{name}+eval_seed={judge.seed}.json"
     target.parent.mkdir(exist_ok=True)
     results.write_json(target, summary)
     print_table(f"{run.label} on {name}", summary, {"scores": target})
+
+
+def _foreign(env: dict[str, Any], judge: Judge) -> list[str]:
+    """A warning where the judged shop sells other items than the agent was trained on."""
+    own, other = make_env(env, 1).shop.catalogue, judge.env.shop.catalogue
+    if np.array_equal(own.embedding_ID, other.embedding_ID):
+        return []
+    return ["this shop sells other items than the agent was trained on, under the same numbers"]
 
 
 def _judge(

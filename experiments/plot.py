@@ -90,6 +90,8 @@ def draw_all(
         for run in results.find_runs(runs_dir)
         if fnmatch(run.shop, shop) and any(fnmatch(run.label, pattern) for pattern in wanted)
     ]
+    if not runs and (shop != "*" or wanted != ["*"]):
+        raise UsageError(f"no run below {runs_dir} matches shop={shop} agents={','.join(wanted)}")
     return draw(runs, out or runs_dir / "learning_curves.png")
 
 
@@ -112,8 +114,11 @@ def draw(runs: list[results.RunDirectory], out: Path) -> Path:
         _draw_panel(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from None
     return out
 
 
@@ -134,11 +139,11 @@ def _panel(shop: str, runs: list[results.RunDirectory]) -> Panel | None:
         if summary and references and any(own[name] != references[name] for name in own):
             print(f"left out: {run.path} was scored against other references", file=sys.stderr)
             continue
-        if not summary:
-            print(f"not finished: {run.path} is drawn as far as it came", file=sys.stderr)
         if len(evaluations["timesteps"]):
             read[run.label].append((evaluations, summary))
-    curves = tuple(_curve(label, [e for e, _ in found]) for label, found in read.items())
+        if not summary:
+            print(f"not finished: {run.path}", file=sys.stderr)
+    curves = tuple(_curve(label, _comparable(label, found)) for label, found in read.items())
     if not curves:
         return None
     references = references or {}
@@ -149,6 +154,19 @@ def _panel(shop: str, runs: list[results.RunDirectory]) -> Panel | None:
         _name(references.get("reference_high"), "high reference"),
         _myopic(references),
     )
+
+
+def _comparable(
+    label: str, found: list[tuple[dict[str, np.ndarray], dict[str, Any]]]
+) -> list[dict[str, np.ndarray]]:
+    """The evaluations of the finished runs of an agent; of all where none is finished.
+
+    An interrupted run would cut the curves of the others to its own length.
+    """
+    finished = [evaluations for evaluations, summary in found if summary]
+    if finished and len(finished) < len(found):
+        print(f"left out: {len(found) - len(finished)} unfinished of {label}", file=sys.stderr)
+    return finished or [evaluations for evaluations, _ in found]
 
 
 def _name(reference: dict[str, Any] | None, otherwise: str) -> str:

@@ -37,6 +37,8 @@ from recenv.shop import Shop
 CONFIG, SUMMARY, EVALUATIONS = "config.yaml", "summary.json", "evaluations.csv"
 VERSIONS, RETURNS, AGENT = "versions.json", "returns.npy", "agent"
 IF_EXISTS = ("error", "skip", "resume", "overwrite")
+# what every reader of summary.json may rely on
+REQUIRED = ("normalised_score", "reference_low", "reference_high", "reference_myopic")
 COLUMNS = (
     "timesteps",
     "train_seconds",
@@ -115,7 +117,7 @@ class RunDirectory:
     def _same_question(self, config: dict[str, Any]) -> None:
         """Refuse to pass off an old run as the answer to another question."""
         old = read_config(self.path)
-        for key in ("total_timesteps", "eval"):
+        for key in ("total_timesteps", "eval", "fingerprint"):
             if old.get(key) != config.get(key):
                 raise UsageError(
                     f"{self.path} holds a run with {key}={old.get(key)}, asked for "
@@ -192,7 +194,11 @@ class RunDirectory:
         Raises:
             UsageError: the run is not finished, or the file is damaged.
         """
-        return read_json(self.path / SUMMARY)
+        summary = read_json(self.path / SUMMARY)
+        missing = [name for name in REQUIRED if name not in summary]
+        if missing:
+            raise UsageError(f"{self.path / SUMMARY} is damaged: it has no {missing[0]}")
+        return summary
 
 
 def find_runs(runs_dir: Path) -> Iterator[RunDirectory]:
@@ -250,9 +256,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def shop_name(shop: Shop, env: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """<world>-<scenario>[+non-default env keys]."""
+    """<world>-<scenario>[+non-default env keys]; a world file is told by its own name."""
     rest = {k: v for k, v in env.items() if k not in ("world", "scenario")}
-    return f"{shop.world.name}-{shop.scenario}{suffix(rest, defaults)}"
+    world = Path(shop.settings.world).stem if shop.settings.world.endswith(".npz") else ""
+    name = f"{_plain(world)}.npz" if world else shop.world.name
+    return f"{name}-{shop.scenario}{suffix(rest, defaults)}"
 
 
 def suffix(values: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ experiments/results.py); a sweep (-m) ends with one figure of all its runs.
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 import time
@@ -36,6 +38,7 @@ from experiments.cli import complain, one_line
 from experiments.evaluate import Judge, summarise
 from experiments.report import print_table
 from recenv.errors import UsageError
+from recenv.shop import as_number
 
 
 def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirectory:
@@ -52,6 +55,7 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     torch.set_num_threads(config["threads"])
     directory = run_directory(config)
     agent = make_agent(config["agent"], config["env"], config["seed"], config["device"])
+    config["fingerprint"] = results.fingerprint(agent.env.shop)
     if not directory.claim(config, if_exists):
         print(f"{directory.path} is there already: left as it is", file=sys.stderr)
         if directory.finished:
@@ -83,21 +87,32 @@ def run_directory(config: dict[str, Any]) -> results.RunDirectory:
     label = name + results.suffix(agent_settings(agent), agent_settings(defaults))
     shop = make_env(env, 1).shop
     shop_name = results.shop_name(shop, env, group_defaults("env", "recsys"))
-    path = Path(str(config["runs_dir"])) / shop_name / label / f"seed={config['seed']}"
-    return results.RunDirectory(path)
+    return results.RunDirectory(
+        Path(config["runs_dir"]) / shop_name / label / f"seed={config['seed']}"
+    )
 
 
 def _check(config: dict[str, Any]) -> None:
-    whole = {
-        "seed": (config["seed"], 0),
-        "total_timesteps": (config["total_timesteps"], 1),
-        "threads": (config["threads"], 1),
-        "eval.points": (config["eval"]["points"], 1),
-        "eval.first": (config["eval"]["first"], 1),
-    }
-    for name, (value, least) in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    """Refuse nonsense before anything is made or removed."""
+    for group in ("agent", "env", "eval"):
+        if not isinstance(config[group], dict):
+            raise UsageError(f"{group} must name a file in conf/{group}, got {config[group]!r}")
+    for name, value, low, high in (
+        ("seed", config["seed"], 0, 2**31 - 1),
+        ("total_timesteps", config["total_timesteps"], 1, 10**12),
+        ("threads", config["threads"], 1, os.cpu_count() or 1),
+        ("eval.points", config["eval"]["points"], 1, 10_000),
+        ("eval.first", config["eval"]["first"], 1, 10**12),
+        ("eval.seed", config["eval"]["seed"], 0, 2**31 - 1),
+        ("eval.shoppers", config["eval"]["shoppers"], 2, 10_000_000),
+    ):
+        as_number(name, value, low, high)
+    if not isinstance(config["runs_dir"], str) or not config["runs_dir"]:
+        raise UsageError(f"runs_dir must be a directory, got {config['runs_dir']!r}")
+    if not isinstance(config["progress"], bool):
+        raise UsageError(f"progress must be true or false, got {config['progress']!r}")
+    if not re.fullmatch(r"[\w.-]+", str(config["agent"].get("name", "agent"))):
+        raise UsageError(f"agent.name must be a plain word, got {config['agent']['name']!r}")
     resolve_device(config["device"])
 
 
@@ -230,11 +245,25 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _runs_dir(argv: list[str]) -> Path:
+    """The sweep's runs_dir; the last one counts, as for Hydra."""
+    given = [word.split("=", 1)[1] for word in argv if word.startswith("runs_dir=")]
+    return Path(given[-1] if given else "runs")
+
+
+def _check_runs_dir(argv: list[str]) -> None:
+    """Hydra makes its directory for a sweep before any job can say what is wrong."""
+    try:
+        _runs_dir(argv).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        complain(UsageError(f"cannot write to {_runs_dir(argv)}: {error.strerror or error}"))
+        sys.exit(2)
+
+
 def _finish_sweep(argv: list[str]) -> None:
     """One figure of all runs, and a word on the jobs that failed."""
-    runs_dir = next((w.split("=", 1)[1] for w in argv if w.startswith("runs_dir=")), "runs")
     try:
-        print(f"figure: {plot.draw_all(Path(runs_dir))}")
+        print(f"figure: {plot.draw_all(_runs_dir(argv))}")
     except UsageError as error:
         complain(error)
     for failure in FAILED:
@@ -246,6 +275,7 @@ def _finish_sweep(argv: list[str]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _check_runs_dir(sys.argv[1:])
         main()
         if {"-m", "--multirun"} & set(sys.argv[1:]):
             _finish_sweep(sys.argv[1:])

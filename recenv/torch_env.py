@@ -53,7 +53,10 @@ class RecsysTorchEnv:
         if self.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
         self.num_envs = num_envs
-        self.device = torch.device(device)
+        try:
+            self.device = torch.zeros((), device=device).device
+        except (RuntimeError, AssertionError):
+            raise UsageError(f"device {device!s} is not on this machine: choose cpu") from None
         self.dtype = dtype
         self.single_action_space = self.shop.action_space
         self.single_observation_space = self.shop.observation_space

@@ -26,7 +26,12 @@ def made(
     for step, score in zip(steps, scores, strict=True):
         row = {"timesteps": step, "normalised_score": score}
         run.append(row | {"normalised_low": score - 0.1, "normalised_high": score + 0.1})
-    summary = {"reference_low": LOW, "reference_high": high or HIGH, "reference_myopic": MYOPIC}
+    summary = {
+        "normalised_score": scores[-1],
+        "reference_low": LOW,
+        "reference_high": high or HIGH,
+        "reference_myopic": MYOPIC,
+    }
     run.finish(summary, np.zeros(2))
     return run
 
@@ -107,5 +112,24 @@ def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
     made(tmp_path, "ppo", 0, [0.0, 0.5])
     with pytest.raises(UsageError, match=r"\.png"):
         plot.draw_all(tmp_path, tmp_path / "curves.txt")
-    with pytest.raises(UsageError, match="train something"):
+
+
+def test_an_interrupted_seed_does_not_cut_the_others_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = [made(tmp_path, "ppo", seed, [0.0, 0.5, 1.0]) for seed in (0, 1)]
+    cut = made(tmp_path, "ppo", 2, [0.0])
+    (cut.path / results.SUMMARY).unlink()
+    curve = plot._panel("s", [*whole, cut]).curves[0]
+    assert curve.score_E[-1] == pytest.approx(1.0)
+    assert curve.seeds == 2
+    assert "1 unfinished of ppo" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_or_found_is_one_line(tmp_path: Path) -> None:
+    made(tmp_path, "ppo", 0, [0.0, 0.5])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write"):
+        plot.draw_all(tmp_path, tmp_path / "file" / "a.png")
+    with pytest.raises(UsageError, match="no run below"):
         plot.draw_all(tmp_path, agents=["nobody"])

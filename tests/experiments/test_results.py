@@ -24,7 +24,7 @@ def claimed(path: Path) -> RunDirectory:
 
 def finished(path: Path) -> RunDirectory:
     run = claimed(path)
-    run.finish({"normalised_score": 0.5}, np.arange(3.0))
+    run.finish(dict.fromkeys(results.REQUIRED, 0.5), np.arange(3.0))
     return run
 
 
@@ -79,6 +79,21 @@ def test_a_run_is_not_passed_off_as_the_answer_to_another_question(tmp_path: Pat
     run = finished(tmp_path)
     with pytest.raises(UsageError, match="total_timesteps=10"):
         run.claim(CONFIG | {"total_timesteps": 20}, "resume")
+
+
+def test_a_rebuilt_world_is_another_question(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "seed=0")
+    run.claim(CONFIG | {"fingerprint": "a"}, "error")
+    with pytest.raises(UsageError, match="fingerprint"):
+        run.claim(CONFIG | {"fingerprint": "b"}, "skip")
+
+
+def test_a_world_file_is_told_by_its_own_name(tmp_path: Path) -> None:
+    from recenv import world
+
+    world.write(recenv.Shop({"num_items": 5}).world, tmp_path / "mine.npz")
+    env = {"world": str(tmp_path / "mine.npz")}
+    assert results.shop_name(recenv.Shop(env), env, {}) == "mine.npz-full"
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -164,14 +164,30 @@ def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
         (["if_exists=perhaps"], "if_exists"),
         (["agent.num_envs=-1"], "num_envs"),
         (["agent.net_arch=[0]"], "net_arch"),
+        (["threads=999999"], "threads"),
+        (["agent.name=../x"], "agent.name"),
+        (["runs_dir=null"], "runs_dir"),
         (["+env.colour=red"], "colour"),
         (["+agent.colour=red"], "colour"),
         (["agent._target_=agents.ppo.Nobody"], "Nobody"),
     ],
 )
 def test_a_users_mistake_is_one_line(words: list[str], part: str, tmp_path: Path) -> None:
-    one_line(command("run", *words, f"runs_dir={tmp_path}"), part)
+    one_line(command("run", f"runs_dir={tmp_path}", *words), part)
     assert not list(tmp_path.glob("**/summary.json"))
+
+
+def test_a_mistake_never_costs_an_old_run(tmp_path: Path) -> None:
+    words = ("agent=random", *SMALL, f"runs_dir={tmp_path}")
+    assert command("run", *words).returncode == 0
+    one_line(command("run", *words, "eval.shoppers=0", "if_exists=overwrite"), "eval.shoppers")
+    (directory,) = results.find_runs(tmp_path)
+    assert directory.finished
+
+
+def test_a_sweep_into_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    one_line(command("run", "-m", "agent=random", *SMALL, f"runs_dir={tmp_path / 'file'}"), "file")
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
