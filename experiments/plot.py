@@ -224,7 +224,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     many = max(curve.seeds for curve in panel.curves) > 1
     axis.legend(
         fontsize=8,
-        loc="upper left",
+        loc="lower right",
         framealpha=0.9,
         title=f"last score; band: 95% over {'seeds' if many else 'shoppers'}",
         title_fontsize=8,
