@@ -151,7 +151,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._state = outcome.state
         self._luck_N += 1
         terminated_N = outcome.terminated
-        truncated_N = (self._luck_N >= self._cut_N) & ~terminated_N
+        truncated_N = self._truncate(terminated_N)
         reward_N = outcome.purchase_reward + outcome.leaving_charge
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._begin_next(reward_N, terminated_N, truncated_N, info)
@@ -160,6 +160,13 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over_N.any():
             self._begin_same(observation, info)
         return observation, reward_N, terminated_N, truncated_N, info
+
+    def _truncate(self, terminated_N: Bools) -> Bools:
+        """Which sessions something from outside cuts on this step."""
+        if not self._cuts:  # none can be: the horizon terminates
+            return np.zeros(self.num_envs, dtype=np.bool_)
+        cut_N: Bools = (self._luck_N >= self._cut_N) & ~terminated_N
+        return cut_N
 
     def _begin_same(self, observation: np.ndarray, info: dict[str, Any]) -> None:
         """Start the next session where one is over, and tell how the old one ended."""
@@ -224,6 +231,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._memory = self.shop.blank_memory((self.num_envs,))
         self._luck_N = self._first_luck_N.copy()
         self._cut_N = self._first_luck_N + self._max_steps
+        self._cuts = self._max_steps < self.shop.horizon or first_session_steps is not None
         if first_session_steps is not None:
             steps_N = _counts(first_session_steps, self.num_envs)
             self._cut_N = self._first_luck_N + np.minimum(steps_N, self._max_steps)
@@ -240,7 +248,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             for target, source in zip(self._memory, blank, strict=True):
                 target[index] = source
         self._luck_N[index] = self._first_luck_N[index]
-        self._cut_N[index] = self._first_luck_N[index] + self._max_steps
+        if self._cuts:
+            self._cut_N[index] = self._first_luck_N[index] + self._max_steps
         return new, blank
 
     def _observe(self) -> np.ndarray:
