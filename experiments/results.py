@@ -282,7 +282,7 @@ def fingerprint(shop: Shop) -> str:
     """A short name for everything that decides what a policy earns in a shop."""
     tables = shop.tables
     digest = hashlib.sha256(json.dumps(recenv.shop.describe(shop), sort_keys=True).encode())
-    for table in (tables.rows, tables.bump, tables.drift):
+    for table in (tables.embedding, tables.facts, tables.bump, tables.drift):
         digest.update(np.ascontiguousarray(table).tobytes())
     return digest.hexdigest()[:16]
 

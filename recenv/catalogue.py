@@ -113,15 +113,10 @@ class Catalogue:
             axis=1,
         )
 
-    def rows(self, difficulty: float) -> FloatArray:
-        """(I, D + 4): all that a step needs of an item, contiguous, so that it is one gather.
-
-        The columns are those that ``dynamics.unpack`` splits.
-        """
+    def facts(self, difficulty: float) -> FloatArray:
+        """(I, 4): what a step needs of an item beside its embedding, see ``dynamics.Tables``."""
         columns = [self.appeal_I - difficulty, self.log_price_I, self.quality_I, self.category_I]
-        return np.ascontiguousarray(
-            np.column_stack([self.embedding_ID, *columns]), dtype=np.float32
-        )
+        return np.ascontiguousarray(np.column_stack(columns), dtype=np.float32)
 
     def first(self, count: int) -> Catalogue:
         """The first ``count`` items (loaded worlds sort theirs by sales).

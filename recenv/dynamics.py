@@ -101,7 +101,8 @@ class Items(NamedTuple):
 class Tables(NamedTuple):
     """The arrays that every step reads, in one backend."""
 
-    rows: Array  # (I, D + 4) embedding, appeal, log price, quality, category index
+    embedding: Array  # (I, D) unit vectors, by themselves: arithmetic on a part of a row is slow
+    facts: Array  # (I, 4) appeal, log price, quality, category index
     bump: Array  # (K + 1, K) satiation gained by buying in a category; nothing in the last row
     drift: Array  # (rows, D) frozen normal vectors, times drift_scale
     one: Array  # () in the floats of this backend: bool * one is the cheapest cast
@@ -124,15 +125,20 @@ def gather(xp: Any, table: Array, index: Array) -> Array:
     return xp.take(table, index, axis=0) if getattr(index, "ndim", 0) else table[index]
 
 
+def items_at(xp: Any, tables: Tables, index: Array) -> Items:
+    """One item each (...), by two gathers."""
+    return unpack(xp, gather(xp, tables.embedding, index), gather(xp, tables.facts, index))
+
+
 def dot(xp: Any, a: Array, b: Array) -> Array:
     """Inner product over the last axis."""
     return xp.einsum("...d,...d->...", a, b)
 
 
-def unpack(xp: Any, row: Array) -> Items:
-    """Split gathered rows (..., D + 4)."""
-    category = xp.astype(row[..., -1], xp.int64)
-    return Items(row[..., :-4], row[..., -4], row[..., -3], row[..., -2], category)
+def unpack(xp: Any, embedding: Array, facts: Array) -> Items:
+    """Items from their embeddings (..., D) and facts (..., 4)."""
+    category = xp.astype(facts[..., 3], xp.int64)
+    return Items(embedding, facts[..., 0], facts[..., 1], facts[..., 2], category)
 
 
 def trust(xp: Any, dynamics: Dynamics, satisfaction: Array) -> Array:
@@ -271,7 +277,7 @@ def step(
         threshold: (...,) logits of uniforms.
         drift_row: (...,) rows of the drift table; not looked at where nothing wanders.
     """
-    items = unpack(xp, gather(xp, tables.rows, action))
+    items = items_at(xp, tables, action)
     margin = respond(xp, dynamics, state, traits, items, threshold)
     bought = margin > 0
     sale = bought * tables.one

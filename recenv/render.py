@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recenv.catalogue import FloatArray
-from recenv.dynamics import Event, State, Traits, respond, sigmoid, unpack, utilities
+from recenv.dynamics import Event, State, Traits, items_at, respond, sigmoid, utilities
 from recenv.errors import MissingExtra
 from recenv.shop import Shop
 
@@ -494,8 +494,8 @@ def _shelf(diary: Diary, last: int | None) -> list[tuple[int, int, float]]:
 def _draw_chance_then(canvas: _Canvas, diary: Diary, middle: float) -> None:
     """A tick at the probability with which the last recommendation was bought."""
     shop, item = diary.shop, diary.moments[-1].item
-    row = unpack(np, shop.tables.rows[item])
-    margin = respond(np, shop.dynamics, diary.before, diary.traits, row, 0.0)
+    shown = items_at(np, shop.tables, item)
+    margin = respond(np, shop.dynamics, diary.before, diary.traits, shown, 0.0)
     x = BAR_LEFT + BAR * float(sigmoid(np, margin))
     canvas.line([x, x], [middle - 10, middle + 10], INK, 2)
 

@@ -182,12 +182,17 @@ class Shop:
             clientele=self.clientele,
         )
 
+    def items(self, xp: Any, tables: Tables) -> Items:
+        """The whole catalogue as a step sees it, (I, ...)."""
+        return physics.unpack(xp, tables.embedding, tables.facts)
+
     @cached_property
     def tables(self) -> Tables:
         """What a step reads, on numpy."""
         d, k = self.dynamics, self.catalogue.num_categories
         return Tables(
-            rows=self.catalogue.rows(self.difficulty),
+            embedding=np.ascontiguousarray(self.catalogue.embedding_ID, dtype=np.float32),
+            facts=self.catalogue.facts(self.difficulty),
             bump=d.satiation_gain * np.eye(k + 1, k, dtype=np.float32),
             drift=np.float32(d.drift_scale) * drift_table(self.catalogue.interest_dim),
             one=np.float32(1.0),
@@ -200,10 +205,6 @@ class Shop:
         if isinstance(self.observer, Latent):
             return None
         return Lenses(self.observer.table, self.observer.event_table)
-
-    def items(self, xp: Any, tables: Tables) -> Items:
-        """The whole catalogue as a step sees it, (I, ...)."""
-        return physics.unpack(xp, tables.rows)
 
     def reveal(
         self, xp: Any, tables: Tables, state: State, traits: Traits, action: Array

@@ -59,7 +59,7 @@ class Crowd:
     @property
     def items(self) -> Items:
         """What is shown."""
-        return physics.unpack(xp, self.shop.tables.rows[self.action])
+        return physics.items_at(xp, self.shop.tables, self.action)
 
     def step(self, **changes: Any) -> Outcome:
         """The step, with some of its arguments replaced."""
@@ -122,7 +122,14 @@ def test_two_steps_and_a_departure_in_a_shop_worked_out_by_hand() -> None:
         churn_trust=1.0,
     )
     one = np.float32(1.0)
-    tables = Tables(catalogue.rows(2.0), np.eye(3, 2), np.zeros((1, 2)), one, np.int8(1))
+    tables = Tables(
+        catalogue.embedding_ID,
+        catalogue.facts(2.0),
+        np.eye(3, 2),
+        np.zeros((1, 2)),
+        one,
+        np.int8(1),
+    )
     traits = Traits(base_rate=0.1 * one, price_sensitivity=0.4 * one, tolerance=5.0 * one)
     state = State(
         interest=np.array([0.8, 0.6]),
@@ -139,7 +146,7 @@ def test_two_steps_and_a_departure_in_a_shop_worked_out_by_hand() -> None:
         3 * 0.60 + 0.0 - 2 - 0.0000 - 0.0 + 0 + 0.1,  # -0.1
         3 * 0.96 - 0.5 - 2 + 0.4899 - 0.0 + 0 + 0.1,  # 0.9699
     ]
-    items = physics.unpack(xp, tables.rows)
+    items = physics.unpack(xp, tables.embedding, tables.facts)
     utility = physics.utilities(xp, dynamics, state, traits, items)
     np.testing.assert_allclose(utility, by_hand, atol=1e-4)
 
@@ -202,14 +209,14 @@ def test_the_utility_of_all_items_agrees_with_that_of_the_gathered_one(seed: int
 def test_a_higher_price_lowers_the_chance(seed: int, rise: float) -> None:
     crowd = Crowd(seed)
     assert (crowd.traits.price_sensitivity > 0).all()
-    dearer = crowd.shop.tables.rows.copy()
-    dearer[:, -3] += rise
+    items = crowd.shop.items(xp, crowd.shop.tables)
+    dearer = items._replace(log_price=items.log_price + np.float32(rise))
     low = physics.utilities(
         xp,
         crowd.shop.dynamics,
         crowd.state,
         crowd.traits,
-        physics.unpack(xp, dearer),
+        dearer,
     )
     assert (low < crowd.utilities()).all()
 

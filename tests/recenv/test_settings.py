@@ -39,8 +39,8 @@ def test_a_keyword_goes_before_the_world() -> None:
     assert shop.dynamics.interest_weight == 1.25
     assert shop.difficulty == 0.5
     assert shop.world.population.price_sensitivity == 0.75
-    free = Shop(SMALL | {"difficulty": 0.0}).tables.rows[:, -4]
-    np.testing.assert_allclose(free - shop.tables.rows[:, -4], 0.5, atol=1e-6)
+    free = Shop(SMALL | {"difficulty": 0.0}).tables.facts[:, 0]
+    np.testing.assert_allclose(free - shop.tables.facts[:, 0], 0.5, atol=1e-6)
 
 
 def test_none_means_the_default() -> None:

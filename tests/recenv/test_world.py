@@ -71,10 +71,10 @@ def test_every_generated_world_is_well_formed(
         np.testing.assert_allclose(catalogue.log_price_I.std(), 1, atol=1e-3)
     assert population.weight_C.sum() == pytest.approx(1, abs=1e-5)
     assert population.interest_dim == interest_dim
-    rows = catalogue.rows(world.difficulty)
-    assert rows.shape == (num_items, interest_dim + 4)
-    assert rows.flags.c_contiguous
-    assert np.isfinite(rows).all()
+    facts = catalogue.facts(world.difficulty)
+    assert facts.shape == (num_items, 4)
+    assert facts.flags.c_contiguous
+    assert np.isfinite(facts).all()
 
 
 def test_a_world_is_made_from_its_seed_alone() -> None:
@@ -200,7 +200,7 @@ def test_a_file_gives_back_the_world_bit_by_bit(world: World, path: Path) -> Non
         assert getattr(again.catalogue, name) == getattr(world.catalogue, name)
     for name in ("price_sensitivity", "base_rate_spread", "tolerance"):
         assert getattr(again.population, name) == getattr(world.population, name)
-    np.testing.assert_array_equal(again.catalogue.rows(0.1), world.catalogue.rows(0.1))
+    np.testing.assert_array_equal(again.catalogue.facts(0.1), world.catalogue.facts(0.1))
     assert [file.name for file in path.parent.iterdir()] == ["shop.npz"]
 
 
@@ -233,7 +233,8 @@ def test_num_items_keeps_the_first_of_a_loaded_world(world: World, path: Path) -
     assert part.action_space.n == 7
     assert part.catalogue.item_names == world.catalogue.item_names[:7]
     # what a step reads is the same: an item does not change because others are not sold
-    np.testing.assert_array_equal(part.tables.rows, whole.tables.rows[:7])
+    np.testing.assert_array_equal(part.tables.embedding, whole.tables.embedding[:7])
+    np.testing.assert_array_equal(part.tables.facts, whole.tables.facts[:7])
 
 
 def test_a_file_that_is_written_again_is_read_again(world: World, path: Path) -> None:
