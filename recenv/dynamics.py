@@ -105,7 +105,7 @@ class Tables(NamedTuple):
     facts: Array  # (I, 4) appeal, log price, quality, category index
     bump: Array  # (K + 1, K) satiation gained by buying in a category; nothing in the last row
     drift: Array  # (rows, D) frozen normal vectors, times drift_scale
-    one: Array  # () in the floats of this backend: bool * one is the cheapest cast
+    one: Array  # () in the floats of this backend: one * bool is the cheapest cast
     tick: Array  # () the same in int8
 
 
@@ -137,8 +137,10 @@ def dot(xp: Any, a: Array, b: Array) -> Array:
 
 def unpack(xp: Any, embedding: Array, facts: Array) -> Items:
     """Items from their embeddings (..., D) and facts (..., 4)."""
+    appeal, log_price, quality = facts[..., 0], facts[..., 1], facts[..., 2]
     category = xp.astype(facts[..., 3], xp.int64)
-    return Items(embedding, facts[..., 0], facts[..., 1], facts[..., 2], category)
+    # without a batch axis [()] makes scalars of 0-d arrays: ten times as fast
+    return Items(embedding, appeal[()], log_price[()], quality[()], category[()])
 
 
 def trust(xp: Any, dynamics: Dynamics, satisfaction: Array) -> Array:
@@ -245,7 +247,7 @@ def satiate(
     """Satiation (..., K) decayed, and grown in the bought category."""
     nothing = satiation.shape[-1]  # the last row of the bumps
     decayed = dynamics.satiation_decay * satiation
-    decayed += gather(xp, tables.bump, nothing - bought * (nothing - items.category))
+    decayed += gather(xp, tables.bump, nothing - (nothing - items.category) * bought)
     return decayed
 
 
@@ -280,7 +282,7 @@ def step(
     items = items_at(xp, tables, action)
     margin = respond(xp, dynamics, state, traits, items, threshold)
     bought = margin > 0
-    sale = bought * tables.one
+    sale = tables.one * bought
 
     interest, satiation, patience = state.interest, state.satiation, state.patience
     if dynamics.interest_moves:

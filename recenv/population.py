@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import NormalDist
@@ -132,6 +133,7 @@ class Sessions(NamedTuple):
     traits: Traits
     threshold: Array  # (n, T) logits of uniforms
     drift_row: Array  # (n, T) rows of the drift table
+    first_observation: Array  # (n, S) what is seen of them as they walk in
 
     def rows(self, index: int | slice | IntArray) -> Sessions:
         """Some of the sessions."""
@@ -141,6 +143,7 @@ class Sessions(NamedTuple):
             Traits(*(leaf[index] for leaf in self.traits)),
             self.threshold[index],
             self.drift_row[index],
+            self.first_observation[index],
         )
 
 
@@ -168,6 +171,12 @@ class Arrivals:
 
     What is drawn depends on the generator alone, never on what is recommended, so that
     two agents evaluated with one seed meet the same shoppers with the same luck.
+
+    Args:
+        block: how many are drawn at once.
+        clientele: the regulars, where nobody else comes.
+        observe: what is seen of newcomers (n, S), by their state and traits; looked at by
+            the block, as looking costs much the same for one and for a thousand.
     """
 
     def __init__(
@@ -177,7 +186,9 @@ class Arrivals:
         horizon: int,
         block: int,
         clientele: People | None = None,
+        observe: Callable[[State, Traits], Array] | None = None,
     ):
+        self.observe = observe or _nothing
         self.population = population
         self.num_categories = num_categories
         self.horizon = horizon
@@ -214,12 +225,14 @@ class Arrivals:
         self._arrived += n
         patience = rng.standard_exponential(n, dtype=np.float32)
         word = _words(rng, n * horizon).reshape(n, horizon)
-        return Sessions(
-            shopper_id,
-            initial_state(people.interest, patience, self.num_categories, horizon),
-            self.population.traits(people),
-            *decode_luck(word),
-        )
+        state = initial_state(people.interest, patience, self.num_categories, horizon)
+        traits = self.population.traits(people)
+        seen = self.observe(state, traits)
+        return Sessions(shopper_id, state, traits, *decode_luck(word), seen)
+
+
+def _nothing(state: State, traits: Traits) -> FloatArray:
+    return np.zeros((len(state.remaining), 0), dtype=np.float32)
 
 
 def initial_state(
@@ -276,4 +289,5 @@ def _concatenate(parts: list[Sessions]) -> Sessions:
         Traits(*map(join, *(p.traits for p in parts))),
         join(*(p.threshold for p in parts)),
         join(*(p.drift_row for p in parts)),
+        join(*(p.first_observation for p in parts)),
     )

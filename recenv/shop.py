@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import numpy as xp
 from gymnasium import spaces
 
 from recenv import dynamics as physics
@@ -180,7 +181,17 @@ class Shop:
             self.horizon,
             block=max(num_envs, 64),
             clientele=self.clientele,
+            observe=self.first_observation,
         )
+
+    def first_observation(self, state: State, traits: Traits) -> Array:
+        """What agents see of shoppers at the door, (n, S)."""
+        if self.lenses is None:
+            return self.observe(xp, None, state, traits, None)
+        # nobody has done anything yet: all look alike
+        one = state._replace(remaining=state.remaining[0])
+        same = self.observe(xp, self.lenses, one, traits, self.blank_memory(()))
+        return np.broadcast_to(same, (len(state.remaining), len(same)))
 
     def items(self, xp: Any, tables: Tables) -> Items:
         """The whole catalogue as a step sees it, (I, ...)."""

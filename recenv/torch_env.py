@@ -139,11 +139,12 @@ class RecsysTorchEnv:
             info |= shop.reveal(xp, self.tables, session.state, session.traits, action_N)
         self._memory = shop.remember(xp, self.lenses, self._memory, action_N, outcome.event)
         self._session = session._replace(state=outcome.state)
-        info["final_obs"] = self._observe()
-        over_N = outcome.terminated
+        final_NS, over_N = self._observe(), outcome.terminated
+        info["final_obs"] = final_NS
         self._begin(over_N)
         reward_N = outcome.purchase_reward + outcome.leaving_charge
-        return self._observe(), reward_N, over_N, torch.zeros_like(over_N), info
+        observation = _where(over_N, self._met().first_observation, final_NS)
+        return observation, reward_N, over_N, torch.zeros_like(over_N), info
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
@@ -232,6 +233,7 @@ def _map(session: Sessions, function: Any) -> Sessions:
         Traits(*map(function, session.traits)),
         function(session.threshold),
         function(session.drift_row),
+        function(session.first_observation),
     )
 
 
@@ -242,6 +244,7 @@ def _zip(first: Sessions, second: Sessions, function: Any) -> Sessions:
         Traits(*map(function, first.traits, second.traits)),
         function(first.threshold, second.threshold),
         function(first.drift_row, second.drift_row),
+        function(first.first_observation, second.first_observation),
     )
 
 

@@ -174,11 +174,9 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         going_N = ~over_N
         info |= {name: going_N for name in own if name.startswith("_")}
         index = np.flatnonzero(over_N)
-        final_N = np.full(self.num_envs, None, dtype=np.object_)
+        final_N = np.empty(self.num_envs, dtype=np.object_)  # of None
         final_N[index] = np.fromiter(observation[index], dtype=np.object_, count=len(index))
-        new, memory = self._replace(index)
-        # only the rows that changed are observed again
-        observation[index] = self.shop.observe(xp, self.shop.lenses, new.state, new.traits, memory)
+        observation[index] = self._replace(index).first_observation
         info |= self._greeting()
         info |= {"final_obs": final_N, "_final_obs": over_N}
         info |= {"final_info": own, "_final_info": over_N}
@@ -226,7 +224,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _fill(self, first_session_steps: Any) -> None:
         """New sessions in every slot."""
         waiting = self._arrivals.take(self.np_random, self.num_envs)
-        self._session = waiting.rows(np.arange(self.num_envs))  # a copy: rows will be written
+        copy = waiting.rows(np.arange(self.num_envs))  # rows will be written
+        self._session = copy._replace(first_observation=waiting.first_observation)
         self._state = self._session.state
         self._memory = self.shop.blank_memory((self.num_envs,))
         self._luck_N = self._first_luck_N.copy()
@@ -237,7 +236,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._cut_N = self._first_luck_N + np.minimum(steps_N, self._max_steps)
         self._over_N = np.zeros(self.num_envs, dtype=np.bool_)
 
-    def _replace(self, index: IntArray) -> tuple[Sessions, Memory | None]:
+    def _replace(self, index: IntArray) -> Sessions:
         """New sessions in the slots ``index``; only their rows are written."""
         new = self._arrivals.take(self.np_random, len(index))
         current = self._met()._replace(state=self._state)
@@ -250,7 +249,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._luck_N[index] = self._first_luck_N[index]
         if self._cuts:
             self._cut_N[index] = self._first_luck_N[index] + self._max_steps
-        return new, blank
+        return new
 
     def _observe(self) -> np.ndarray:
         shop, traits = self.shop, self._met().traits
@@ -269,12 +268,15 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 f"actions must be {self.num_envs} whole numbers, "
                 f"got {item_N.dtype} of shape {item_N.shape}"
             )
-        if item_N.min() < 0 or item_N.max() >= self._num_items:
-            raise UsageError(f"an action is not in the catalogue 0..{self.shop.num_items - 1}")
-        return item_N.astype(np.int64, copy=False)
+        item_N = item_N.astype(np.int64, copy=False)
+        # unsigned, so that what is negative is too large
+        if item_N.view(np.uint64).max() >= self._num_items:
+            raise UsageError(f"an action is not in the catalogue 0..{self._num_items - 1}")
+        return item_N
 
 
 def _leaves(session: Sessions) -> list[Any]:
+    """What a slot keeps of a session."""
     return [
         session.shopper_id,
         *session.state,

@@ -72,6 +72,7 @@ def test_one_shopper_a_batch_and_torch_live_the_same_sessions(scenario: str) -> 
             Traits(*map(tensor, sessions.traits)),
             tensor(sessions.threshold),
             tensor(sessions.drift_row),
+            tensor(sessions.first_observation),
         ),
         tensor(action_TN),
     )
