@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
@@ -186,7 +187,8 @@ class RecsysTorchEnv:
         return _map(sessions, self._tensor)
 
     def _tensor(self, array: Any) -> Tensor:
-        tensor = torch.as_tensor(array, device=self.device)
+        # torch takes over memory only where it may be written
+        tensor = torch.as_tensor(np.require(array, requirements="W"), device=self.device)
         if tensor.is_floating_point():
             return tensor.to(self.dtype)
         return tensor.to(torch.int64) if tensor.dtype == torch.int16 else tensor
