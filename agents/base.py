@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
 from recenv.catalogue import Catalogue
@@ -176,12 +177,22 @@ class Agent(ABC):
         return {"seed": self.seed, "num_envs": self.num_envs}
 
     def save(self, directory: Path) -> None:
-        """Write what the agent learned, and beside it its settings as JSON."""
+        """Write what the agent learned, and beside it its settings as JSON.
+
+        Raises:
+            UsageError: the directory cannot be written to.
+        """
         shop = self._shop or describe(self.env)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._save(directory)
         text = json.dumps({"agent": self.name, "shop": shop, **self.settings()}, indent=2)
-        (directory / SETTINGS_FILE).write_text(text + "\n")
+        if directory.exists() and not directory.is_dir():
+            raise UsageError(f"cannot save the agent in {directory}: it is a file, no directory")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._save(directory)
+            (directory / SETTINGS_FILE).write_text(text + "\n")
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot save the agent in {directory}: {why}") from None
 
     @classmethod
     def load(cls, directory: Path, vector_env: RecsysVectorEnv, device: str = "auto") -> Agent:

@@ -100,7 +100,7 @@ class RunDirectory:
         """
         if if_exists not in IF_EXISTS:
             raise unknown("if_exists", if_exists, IF_EXISTS)
-        if self.path.exists() and any(self.path.iterdir()):
+        if self._occupied():
             if not self.is_run:
                 raise UsageError(f"{self.path} is not empty and no run: choose another runs_dir")
             if if_exists == "error":
@@ -110,19 +110,36 @@ class RunDirectory:
             if if_exists == "skip" or (if_exists == "resume" and self.finished):
                 self._same_question(config)
                 return False
-            shutil.rmtree(self.path)
+            self._remove()
         self._create(config)
         return True
+
+    def _occupied(self) -> bool:
+        try:
+            return self.path.exists() and any(self.path.iterdir())
+        except OSError as error:
+            raise UsageError(f"cannot read {self.path}: {error.strerror or error}") from None
 
     def _same_question(self, config: dict[str, Any]) -> None:
         """Refuse to pass off an old run as the answer to another question."""
         old = read_config(self.path)
         for key in ("total_timesteps", "eval", "fingerprint"):
+            if key in config and key not in old:
+                raise UsageError(
+                    f"{self.path} holds a run of an older version of recenv, which did not note "
+                    f"its {key}: pass if_exists=overwrite or another runs_dir"
+                )
             if old.get(key) != config.get(key):
                 raise UsageError(
                     f"{self.path} holds a run with {key}={old.get(key)}, asked for "
                     f"{config.get(key)}: pass if_exists=overwrite or another runs_dir"
                 )
+
+    def _remove(self) -> None:
+        try:
+            shutil.rmtree(self.path)
+        except OSError as error:
+            raise UsageError(f"cannot remove {self.path}: {error.strerror or error}") from None
 
     def _create(self, config: dict[str, Any]) -> None:
         try:

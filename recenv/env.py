@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import numpy as xp
 
 from recenv.dynamics import State, Traits, step
-from recenv.errors import UsageError, unknown
+from recenv.errors import UsageError, check_options, unknown
 from recenv.population import Sessions
 from recenv.render import Diary, draw, tell
 from recenv.shop import Memory, Shop
@@ -105,7 +105,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     come again and again. The whole luck of a session (choices, drift, patience) is drawn
     with it from `np_random`, so that it does not depend on what is recommended: two agents
     evaluated with one seed meet the same shoppers with the same luck. `reset()` without a
-    seed meets the next one; its `options` are not used.
+    seed meets the next one; it takes no `options`.
 
     ## Episode End
 
@@ -139,10 +139,10 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     | `world_seed` | `0` | which generated shop, and which regulars |
     | `scenario` | `None` | a preset below; None: the world's own, generated `"full"` |
     | `num_items` | `None` | I; None: 100, or all of a loaded world, which keeps the most bought |
-    | `num_categories` | `None` | K; None: min(10, I) (*) |
+    | `num_categories` | `None` | K, at most I; None: min(10, I) (*) |
     | `interest_dim` | `None` | D; None: 8 (*) |
     | `feature_signal` | `None` | how much features tell of an item, 0 to 1; None: 0.7 (*) |
-    | `temptation` | `None` | correlation of appeal with poor quality; None: 0.8 (*) |
+    | `temptation` | `None` | correlation of appeal with poor quality, -1 to 1; None: 0.8 (*) |
     | `price_sensitivity` | `None` | mean of c; None: the world's, generated 0.5 |
     | `difficulty` | `None` | utility taken off every item; None: the world's (**) |
     | `horizon` | `50` | T |
@@ -154,14 +154,14 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     | `interest_weight` | `4.0` | utility of a perfect match; a loaded world has its own |
     | `trust_weight` | `0.0` | utility gained at full trust, lost at full distrust |
     | `trust_slope` | `0.5` | how fast trust follows satisfaction |
-    | `trust_memory` | `0.95` | share of satisfaction that survives a step |
+    | `trust_memory` | `0.95` | share of satisfaction that survives a step, 0 to 1 |
     | `satiation_gain` | `0.0` | utility that a bought category loses at once |
-    | `satiation_decay` | `0.9` | share of satiation that survives a step |
+    | `satiation_decay` | `0.9` | share of satiation that survives a step, 0 to 1 |
     | `cart_offset` | `1.0` | how much easier a cart is than a purchase |
     | `view_offset` | `2.0` | how much easier a view is; at least cart_offset |
     | `dismiss_offset` | `4.0` | how far short "not interested" is; at least view_offset |
-    | `interest_pull` | `0.0` | movement of interest toward a bought item |
-    | `refusal_push` | `0.0` | movement of interest away from a refused item |
+    | `interest_pull` | `0.0` | movement of interest toward a bought item, at most 0.99 |
+    | `refusal_push` | `0.0` | movement of interest away from a refused item, at most 0.99 |
     | `drift_scale` | `0.0` | length of a step of the interest's wandering |
     | `churn` | `False` | whether shoppers leave before the horizon |
     | `churn_base` | `-5.0` | log odds of the hazard at neutral trust and no refusals |
@@ -245,7 +245,12 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Meet the next shopper. ``options`` are accepted and not used."""
+        """Meet the next shopper. There are no ``options``.
+
+        Raises:
+            UsageError: ``options`` are given all the same.
+        """
+        check_options(options, ())
         super().reset(seed=seed)
         if seed is not None:
             self._arrivals.clear()

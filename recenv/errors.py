@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -34,3 +35,21 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
     return UsageError(f"unknown {kind} {name!r}: {hint}")
+
+
+def check_options(options: Any, known: tuple[str, ...]) -> dict[str, Any]:
+    """The ``options`` of a reset, {} for None.
+
+    Raises:
+        UsageError: they are no dictionary, or a key is not among ``known``.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise UsageError(f"options of reset must be a dictionary, got {options!r}")
+    for name in options:
+        if not known:
+            raise UsageError(f"reset of this environment has no options, got {name!r}")
+        if name not in known:
+            raise unknown("option of reset", name, known)
+    return options

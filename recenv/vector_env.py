@@ -12,10 +12,11 @@ from gymnasium.vector.utils import batch_space
 
 from recenv.catalogue import IntArray
 from recenv.dynamics import Outcome, State, Traits, step
-from recenv.errors import UsageError
+from recenv.errors import UsageError, check_options
 from recenv.population import Sessions
 from recenv.shop import Memory, Shop, as_number
 
+OPTIONS = ("first_session_steps", "reset_mask")  # of reset
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -103,12 +104,12 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Fill all slots with the next shoppers, or those of ``options["reset_mask"]``."""
+        options = check_options(options, OPTIONS)
         if isinstance(seed, list):
             raise UsageError("Recsys-v0 draws all slots from one generator: pass one seed")
         super().reset(seed=seed)
         if seed is not None:
             self._arrivals.clear()
-        options = options or {}
         mask_N = _mask(options.get("reset_mask"), self.num_envs)
         if self._session is not None and mask_N is not None:
             index = np.flatnonzero(mask_N)

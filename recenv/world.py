@@ -23,6 +23,7 @@ from recenv.scenarios import SCENARIOS
 from recenv.seeding import Role, generator
 
 FORMAT = 1
+NPZ = b"PK\x03\x04"  # how an npz file begins
 # Shops built from real logs: name -> module with a ``load() -> World``.
 REAL_WORLDS = {"complete_journey": "recenv.worlds.complete_journey"}
 # A random item converts at this rate in a generated shop.
@@ -255,15 +256,19 @@ def load(world: str) -> World:
     """A world by name or from a file.
 
     Raises:
-        UsageError: there is no such world, or its file is damaged.
+        UsageError: there is no such world, or its file cannot be read or is damaged.
     """
     if world in REAL_WORLDS:
         loaded: World = import_module(REAL_WORLDS[world]).load()
         return loaded
-    path = Path(world).expanduser()
-    if not path.exists() and path.suffix != ".npz":
+    try:
+        path = Path(world).expanduser()
+        modified = path.stat().st_mtime_ns if path.exists() else None
+    except (OSError, RuntimeError) as error:  # not allowed to look, too long, no such ~user
+        raise UsageError(f"cannot read world file {world}: {_why(error)}") from None
+    if modified is None and path.suffix != ".npz":
         raise unknown("world", world, ["synthetic", *REAL_WORLDS, "<path of a world file>.npz"])
-    return _read_cached(str(path), path.stat().st_mtime_ns if path.exists() else 0)
+    return _read_cached(str(path), modified or 0)
 
 
 @lru_cache(maxsize=4)
@@ -315,8 +320,9 @@ def read(path: Path) -> World:
     """Read a world file.
 
     Raises:
-        UsageError: the file is missing, damaged or of another format.
+        UsageError: the file is missing, unreadable, damaged or of another kind or format.
     """
+    _check_kind(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             members = {name: file[name] for name in file.files}
@@ -324,14 +330,36 @@ def read(path: Path) -> World:
         if meta["format"] != FORMAT:
             raise UsageError(f"its format is {meta['format']}, this version reads {FORMAT}")
         return _assemble(meta, members)
-    except FileNotFoundError:
-        raise UsageError(f"there is no world file {path}") from None
     except UsageError as error:
         raise UsageError(f"world file {path}: {error}: build it again") from None
     except Exception as error:  # there is no end to the ways in which a file can be damaged
+        told = f"{type(error).__name__}: {error}"
+        if "allow_pickle" in told:  # numpy advises to allow it, which lets a file run code
+            told = "it holds Python objects, which are never read"
+        raise UsageError(f"world file {path} is damaged ({told}): build it again") from None
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what was never written as a world file."""
+    if path.is_dir():
+        raise UsageError(f"world {path} is a directory: give the path of a world file (.npz)")
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(NPZ))
+    except FileNotFoundError:
+        raise UsageError(f"there is no world file {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read world file {path}: {_why(error)}") from None
+    if begins != NPZ:
         raise UsageError(
-            f"world file {path} is damaged ({type(error).__name__}: {error}): build it again"
-        ) from None
+            f"{path} is no world file (npz): build a recenv.world.World and "
+            "recenv.world.write(world, path) it"
+        )
+
+
+def _why(error: Exception) -> str:
+    """The system's reason without its number and path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _assemble(meta: dict[str, Any], members: dict[str, Any]) -> World:

@@ -306,6 +306,21 @@ def test_oracles_know_every_shop(tmp_path):
     assert loaded.predict(greet(env))[0].max() >= 12
 
 
+@pytest.mark.parametrize("cls", [Random, LinUCB, PPOAgent], ids=lambda cls: cls.name)
+def test_a_place_that_cannot_be_written_to_is_told_in_one_line(cls, tmp_path):
+    agent = make_agent(cls)
+    file, full = tmp_path / "file", tmp_path / "full"
+    file.write_text("years of work")
+    (full / "agent.json").mkdir(parents=True)
+    for place, part in ((file, "it is a file"), (file / "deep", "directory"), (full, "directory")):
+        with pytest.raises(
+            UsageError, match=f"^cannot save the agent in {place}: .*{part}"
+        ) as told:
+            agent.save(place)
+        one_line(told.value)
+    assert file.read_text() == "years of work"
+
+
 def test_linear_bandit_is_saved_with_whatever_it_learned(tmp_path):
     narrow = make_agent(LinUCB, shopper_size=4, warm_up=1000)
     with pytest.raises(UsageError, match="learned nothing"):

@@ -88,6 +88,15 @@ def test_a_rebuilt_world_is_another_question(tmp_path: Path) -> None:
         run.claim(CONFIG | {"fingerprint": "b"}, "skip")
 
 
+def test_a_run_of_an_older_version_is_told_as_such(tmp_path: Path) -> None:
+    run = finished(tmp_path)  # its config has no fingerprint
+    for if_exists in ("skip", "resume"):
+        with pytest.raises(UsageError, match=r"older version .* fingerprint: pass if_exists=overw"):
+            run.claim(CONFIG | {"fingerprint": "a"}, if_exists)
+    assert run.finished
+    assert run.claim(CONFIG | {"fingerprint": "a"}, "overwrite")
+
+
 def test_a_world_file_is_told_by_its_own_name(tmp_path: Path) -> None:
     from recenv import world
 
@@ -161,6 +170,8 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         RunDirectory(tmp_path / "file" / "seed=0").claim(CONFIG, "error")
+    with pytest.raises(UsageError, match=r"cannot read .*file: Not a directory"):
+        RunDirectory(tmp_path / "file").claim(CONFIG, "error")
 
 
 def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import recenv
 from recenv.dynamics import Dynamics, Event
 from recenv.env import RecsysEnv
 from recenv.scenarios import SCENARIOS
-from recenv.shop import AUTORESET_MODES, Settings
+from recenv.shop import AUTORESET_MODES, BOUNDS, Settings
 
 PAGE = inspect.getdoc(RecsysEnv) or ""
 HEADINGS = (
@@ -58,6 +58,14 @@ def test_every_keyword_stands_with_its_default(field: Field[Any]) -> None:
     assert value == field.default
     assert type(value) is type(field.default)
     assert meaning
+
+
+def test_bounds_that_would_surprise_are_told() -> None:
+    for name, (low, high) in BOUNDS.items():
+        if high <= 1:  # not just "any number above zero"
+            told = KEYWORDS[name][1]
+            assert f"{high:g}" in told, name
+            assert low == 0 or f"{low:g}" in told, name
 
 
 def test_no_keyword_is_made_up() -> None:

@@ -305,6 +305,22 @@ def test_a_bad_keyword_is_refused_in_one_line(
         gym.make("Recsys-v0", **keywords)
 
 
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"first_session_steps": 3}, "reset of this environment has no options, got 'first_sessi"),
+        ("hard", "options of reset must be a dictionary, got 'hard'"),
+    ],
+    ids=["unknown", "no dictionary"],
+)
+def test_options_that_nobody_reads_are_refused(refuses: Any, options: Any, pattern: str) -> None:
+    env = RecsysEnv(**SMALL)
+    with refuses(pattern):
+        env.reset(options=options)
+    env.reset(seed=0, options={})
+    env.reset(seed=0, options=None)
+
+
 @pytest.mark.parametrize("action", [12, -1, np.int64(99), 10**30])
 def test_an_action_outside_the_catalogue_is_refused(refuses: Any, action: Any) -> None:
     env = RecsysEnv(**SMALL)

@@ -446,6 +446,24 @@ def test_bad_first_session_steps_are_refused(refuses: Any, steps: Any) -> None:
         made().reset(options={"first_session_steps": steps})
 
 
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"reset_maks": np.ones(N, bool)}, "unknown option of reset 'reset_maks': .*'reset_mask'"),
+        ({"colour": 1}, "choose from first_session_steps, reset_mask"),
+        ([("reset_mask", None)], "options of reset must be a dictionary"),
+    ],
+    ids=["typo", "unknown", "no dictionary"],
+)
+def test_options_that_nobody_reads_are_refused(refuses: Any, options: Any, pattern: str) -> None:
+    env, twin = made(), made()
+    with refuses(pattern):
+        env.reset(seed=3, options=options)
+    # nothing has changed: the sessions go on
+    np.testing.assert_array_equal(env.step(np.arange(N))[0], twin.step(np.arange(N))[0])
+    env.reset(options={})
+
+
 def test_a_list_of_seeds_is_refused(refuses: Any) -> None:
     with refuses("pass one seed"):
         made().reset(seed=[1, 2, 3, 4, 5])

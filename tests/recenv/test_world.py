@@ -327,14 +327,14 @@ def test_a_file_never_runs_code(path: Path, refuses: Any) -> None:
 )
 def test_a_file_of_another_kind_is_refused(refuses: Any, path: Path, junk: bytes) -> None:
     path.write_bytes(junk)
-    with refuses("is damaged .*: build it again"):
+    with refuses(rf"^{path} is no world file \(npz\): .*recenv.world.write\(world, path\)"):
         worlds.read(path)
 
 
 def test_an_array_file_is_refused(refuses: Any, path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    with refuses("is damaged .*: build it again"):
+    with refuses(r"is no world file \(npz\)"):
         worlds.read(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("meta.npy", "x")
@@ -343,8 +343,29 @@ def test_an_array_file_is_refused(refuses: Any, path: Path) -> None:
 
 
 def test_a_directory_is_refused(refuses: Any, path: Path) -> None:
-    with refuses("is damaged .*: build it again"):
+    with refuses("is a directory: give the path of a world file"):
         Shop({"world": str(path.parent)})
+
+
+def test_a_file_that_cannot_be_read_is_refused(
+    refuses: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(*_: Any, **__: Any) -> Any:  # file modes do not hold back every user
+        raise PermissionError(13, "Permission denied", "shop.npz")
+
+    for method in ("open", "stat"):
+        with monkeypatch.context() as patch, refuses(r"^cannot read world file .*: Permission den"):
+            patch.setattr(Path, method, forbid)
+            Shop({"world": str(path)})
+    for world in (f"{'x' * 300}.npz", "~nobody.of.that.name/x.npz"):
+        with refuses(rf"^cannot read world file {world}: "):
+            Shop({"world": world})
+
+
+def test_advice_to_allow_pickle_is_not_passed_on(refuses: Any, path: Path) -> None:
+    rewrite(path, appeal_I=np.array([{}] * 30))
+    with refuses("it holds Python objects, which are never read"):
+        worlds.read(path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
@@ -366,7 +387,7 @@ def test_a_file_with_flipped_bytes_is_refused_or_still_the_same(
         try:
             again = worlds.read(path)
         except Exception:
-            with refuses("^world file .*: build it again$"):
+            with refuses(r"^world file .*: build it again$|is no world file \(npz\)"):
                 worlds.read(path)
             refused += 1
         else:
