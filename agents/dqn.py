@@ -62,7 +62,6 @@ class DQNAgent(SB3Agent):
 
     name: ClassVar[str] = "dqn"
     algorithm = PerShopperDQN
-    activation = torch.nn.ReLU
     bounds = SB3Agent.bounds | HYPERPARAMETERS
 
     def __init__(
