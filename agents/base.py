@@ -66,6 +66,7 @@ class Agent(ABC):
         self._torch = resolve_device(device)
         self.rng = generator(Role.AGENT, seed)
         self.logger: Logger | None = None
+        self.meter: SessionMeter | None = None  # of the sessions that it learns from
         self._env: RecsysVectorEnv | None = None
         self._shop: dict[str, Any] | None = None  # what it was made for, see ``describe``
 
@@ -243,14 +244,16 @@ class OnlineAgent(Agent):
         observation, _ = env.reset(
             seed=self.training_seed, options={"first_session_steps": first_N}
         )
-        timesteps, going, meter = 0, True, SessionMeter(env.num_envs)
+        self.meter = SessionMeter(env.num_envs, env.shop.horizon)
+        self.meter.begin(first_N)
+        timesteps, going = 0, True
         while going and timesteps < total_timesteps:
             item_N = self.explore(observation)
             following, reward_N, terminated_N, truncated_N, info = env.step(item_N)
             timesteps += env.num_envs
             done_N = terminated_N | truncated_N
             self.update(observation, item_N, reward_N, done_N, info)
-            self._report(*meter.add(reward_N, done_N))
+            self._report(*self.meter.add(reward_N, done_N))
             observation = following
             going = callback is None or callback(timesteps)
         return self
@@ -302,11 +305,27 @@ MISFITS = {
 
 
 class SessionMeter:
-    """Adds up the returns and lengths of the sessions in N slots."""
+    """Adds up the returns and lengths of the sessions in N slots.
 
-    def __init__(self, num_envs: int):
+    Args:
+        num_envs: N.
+        horizon: T, the recommendations that a session is meant to have.
+    """
+
+    def __init__(self, num_envs: int, horizon: int):
+        self._horizon = horizon
         self._return_N = np.zeros(num_envs)
         self._length_N = np.zeros(num_envs, dtype=np.int64)
+        self._earned, self._meant = 0.0, 0
+        self.begin()
+
+    def begin(self, first_session_steps: np.ndarray | None = None) -> None:
+        """New sessions in all slots; the first of each slot may be cut to (N,) steps."""
+        self._return_N[:] = 0.0
+        self._length_N[:] = 0
+        self._meant_N = np.full(len(self._return_N), self._horizon)
+        if first_session_steps is not None:
+            self._meant_N[:] = first_session_steps
 
     def add(
         self, reward_N: np.ndarray, done_N: np.ndarray
@@ -316,9 +335,26 @@ class SessionMeter:
         self._length_N += 1
         slot = np.flatnonzero(done_N)
         ended = slot, self._return_N[slot], self._length_N[slot]
+        self._earned += float(ended[1].sum())
+        self._meant += int(self._meant_N[slot].sum())
+        self._meant_N[slot] = self._horizon
         self._return_N[slot] = 0.0
         self._length_N[slot] = 0
         return ended
+
+    def count(self, return_n: np.ndarray) -> None:
+        """Count whole sessions that were played elsewhere."""
+        self._earned += float(return_n.sum())
+        self._meant += self._horizon * len(return_n)
+
+    def take(self) -> float | None:
+        """Mean return of the sessions that ended since the last call; None if none did.
+
+        Cut sessions weigh as much as they are long, and count as if they had gone on alike.
+        """
+        earned, meant = self._earned, self._meant
+        self._earned, self._meant = 0.0, 0
+        return self._horizon * earned / meant if meant else None
 
 
 def stagger(env: RecsysVectorEnv, rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import numpy as xp
 
-from agents.base import MANY, Agent, Callback, OnlineAgent, Prediction, as_batch, bought
+from agents.base import (
+    MANY,
+    Agent,
+    Callback,
+    OnlineAgent,
+    Prediction,
+    SessionMeter,
+    as_batch,
+    bought,
+)
 from agents.rollout import play
 from recenv import dynamics as physics
 from recenv.errors import UsageError
@@ -265,6 +274,7 @@ class Rotation(Cycle):
         rounds = max(total_timesteps // per_round, 3)
         warm = min(max(round(self.warm_up * rounds), 1), rounds - 1)
         last = min(max(round(self.final * rounds), 1), rounds - warm)
+        self.meter = SessionMeter(env.num_envs, env.shop.horizon)
         pool = self._measure(env, warm)
         self.cycle = pool[: self.length]
         weight_P = np.full(len(pool), 1.0 / len(pool))
@@ -283,17 +293,22 @@ class Rotation(Cycle):
         env.reset(seed=self.training_seed)
         for _ in range(rounds * env.shop.horizon):
             item_N = self.rng.integers(self.num_items, size=env.num_envs)
-            info = env.step(item_N)[-1]
+            _, reward_N, terminated_N, truncated_N, info = env.step(item_N)
             log.add(item_N, bought(info))
+            if self.meter is not None:
+                self.meter.add(reward_N, terminated_N | truncated_N)
         return log.best(self.pool)
 
     def _try(self, env: RecsysVectorEnv, trial_NL: np.ndarray, length_N: np.ndarray) -> np.ndarray:
         """The return (N,) of one session with each cycle."""
         self._trial_NL, self._length_N = trial_NL, length_N
         try:
-            return play(self, env, int(self.rng.integers(2**31))).return_E
+            return_N = play(self, env, int(self.rng.integers(2**31))).return_E
         finally:
             self._trial_NL = None
+        if self.meter is not None:
+            self.meter.count(return_N)
+        return return_N
 
     def _imitate(
         self, env: RecsysVectorEnv, pool: np.ndarray, weight_P: np.ndarray, weight_L: np.ndarray

@@ -58,18 +58,19 @@ class SB3Bridge(VecEnv):
         self._own_seed = seed
         self._first_session_steps = first_session_steps
         self._began = time.time()
+        self.meter = SessionMeter(env.num_envs, env.shop.horizon)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> np.ndarray:
-        options = {}
-        if self._first_session_steps is not None:
-            options["first_session_steps"] = self._first_session_steps
+        options, first_N = {}, self._first_session_steps
+        if first_N is not None:
+            options["first_session_steps"] = first_N
         # one generator draws all slots, so that the first slot's seed is that of all
         seed = self._seeds[0] if self._own_seed is None else self._own_seed
         observation, _ = self.env.reset(seed=seed, options=options)
         self._own_seed, self._first_session_steps = None, None
         self._reset_seeds()
-        self._meter = SessionMeter(self.num_envs)
+        self.meter.begin(first_N)
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -81,7 +82,7 @@ class SB3Bridge(VecEnv):
         # sharing one empty dict keeps a step of many shoppers cheap
         infos: list[dict[str, Any]] = [{}] * self.num_envs
         now = time.time() - self._began
-        ended = (leaf.tolist() for leaf in self._meter.add(reward_N, done_N))
+        ended = (leaf.tolist() for leaf in self.meter.add(reward_N, done_N))
         for slot, value, length in zip(*ended, strict=True):
             infos[slot] = {
                 "terminal_observation": info["final_obs"][slot],
@@ -169,9 +170,11 @@ class SB3Agent(Agent):
         # a loaded agent may be bound to an environment of another size than it learns in
         if env.num_envs != self.num_envs:
             env = env.sibling(self.num_envs)
+        bridge = SB3Bridge(env, self.training_seed, self.reward_scale, stagger(env, self.rng))
+        self.meter = bridge.meter
         return self.algorithm(
             policy="MlpPolicy",
-            env=SB3Bridge(env, self.training_seed, self.reward_scale, stagger(env, self.rng)),
+            env=bridge,
             device=self._torch,
             seed=self.seed,
             policy_kwargs={

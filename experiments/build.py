@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -69,6 +70,16 @@ def load_agent(
 ) -> Agent:
     """The trained agent of a run, bound to ``env``."""
     return agent_class(config["agent"]).load(directory, env, device)
+
+
+def configuration(words: list[str], runs_dir: Path) -> dict[str, Any]:
+    """What ``experiments.run`` takes, composed from conf/ and words as on a command line."""
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
+    assert isinstance(composed, dict)
+    composed["runs_dir"] = str(runs_dir)
+    composed.pop("if_exists")
+    return {str(key): value for key, value in composed.items()}
 
 
 def group_defaults(group: str, name: str) -> dict[str, Any]:

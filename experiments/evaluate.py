@@ -89,15 +89,15 @@ class Judge:
         """The first session of each of the E shoppers."""
         return play(agent, env or self.env, derive_seed(Role.EVALUATION, self.seed))
 
-    def __call__(self, agent: Agent) -> tuple[dict[str, float | None], np.ndarray]:
-        """The columns of an evaluation (see ``results.COLUMNS``), and the return_E."""
+    def __call__(self, agent: Agent) -> tuple[dict[str, float | None], Sessions]:
+        """The columns of an evaluation (see ``results.COLUMNS``), and what it was made from."""
         sessions = self.sessions(agent)
         row = measure(sessions, self.references)
         if self.newcomers is not None:
             value = float(self.sessions(agent, self.newcomers).return_E.mean())
             row["newcomers_return_mean"] = value
             row["newcomers_normalised_score"] = self.newcomer_references.normalise(value)
-        return row, sessions.return_E
+        return row, sessions
 
     def _refer(self, env: RecsysVectorEnv, cache: Path | None) -> References:
         """The references of an environment, from the cache where they are in it."""

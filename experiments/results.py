@@ -5,6 +5,7 @@
     versions.json         git commit, versions, machine
     evaluations.csv       one row per evaluation, written as it comes
     returns.npy           the return of every shopper in the last evaluation
+    shown.npy             how often each item was recommended in it, and the item's category
     summary.json          the last evaluation in words; its presence says "finished"
     agent/                the trained agent
     tensorboard/          scalars
@@ -35,7 +36,7 @@ from recenv.errors import UsageError, unknown
 from recenv.shop import Shop
 
 CONFIG, SUMMARY, EVALUATIONS = "config.yaml", "summary.json", "evaluations.csv"
-VERSIONS, RETURNS, AGENT = "versions.json", "returns.npy", "agent"
+VERSIONS, RETURNS, SHOWN, AGENT = "versions.json", "returns.npy", "shown.npy", "agent"
 IF_EXISTS = ("error", "skip", "resume", "overwrite")
 # what every reader of summary.json may rely on
 REQUIRED = ("normalised_score", "reference_low", "reference_high", "reference_myopic")
@@ -57,6 +58,7 @@ COLUMNS = (
     "top_item_share",
     "newcomers_return_mean",
     "newcomers_normalised_score",
+    "training_return_mean",  # of the sessions served while learning since the last evaluation
 )
 
 
@@ -158,9 +160,24 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self, summary: dict[str, Any], return_E: np.ndarray) -> None:
-        """Write the last evaluation; the run counts as finished from now on."""
+    def finish(
+        self,
+        summary: dict[str, Any],
+        return_E: np.ndarray,
+        shown_I: np.ndarray,
+        category_I: np.ndarray,
+    ) -> None:
+        """Write the last evaluation; the run counts as finished from now on.
+
+        Args:
+            summary: see ``evaluate.summarise``.
+            return_E: the return of every shopper.
+            shown_I: how often each item was recommended.
+            category_I: its category.
+        """
         np.save(self.path / RETURNS, return_E.astype(np.float32), allow_pickle=False)
+        table_2I = np.stack([shown_I, category_I]).astype(np.int64)
+        np.save(self.path / SHOWN, table_2I, allow_pickle=False)
         write_json(self.path / SUMMARY, summary)
 
     def evaluations(self) -> dict[str, np.ndarray]:
@@ -193,14 +210,18 @@ class RunDirectory:
         Raises:
             UsageError: the run is not finished, or the file is damaged.
         """
-        path = self.path / RETURNS
-        try:
-            return_E: np.ndarray = np.load(path, allow_pickle=False)
-        except FileNotFoundError:
-            raise UsageError(f"there is no {path}: the run is not finished") from None
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"{path} is damaged: {error}") from None
-        return return_E
+        return _array(self.path / RETURNS)
+
+    def shown(self) -> tuple[np.ndarray, np.ndarray]:
+        """How often each item (I,) was recommended in the last evaluation, and its category.
+
+        Raises:
+            UsageError: the run is not finished, or the file is damaged.
+        """
+        table = _array(self.path / SHOWN)
+        if table.ndim != 2 or len(table) != 2 or table.size == 0:
+            raise UsageError(f"{self.path / SHOWN} is damaged: its shape is {table.shape}")
+        return table[0], table[1]
 
     def config(self) -> dict[str, Any]:
         return read_config(self.path)
@@ -243,6 +264,16 @@ def read_config(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise UsageError(f"{path / CONFIG} is damaged: {' '.join(str(error).split())}") from None
     return {str(key): value for key, value in config.items()}
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}: the run is not finished") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} is damaged: {error}") from None
+    return array
 
 
 def read_json(path: Path) -> dict[str, Any]:

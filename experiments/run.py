@@ -32,6 +32,7 @@ from stable_baselines3.common.logger import Logger, configure
 from tqdm import tqdm
 
 from agents.base import Agent, resolve_device
+from agents.rollout import Sessions
 from experiments import plot, results
 from experiments.build import agent_class, agent_settings, group_defaults, make_agent, make_env
 from experiments.cli import complain, one_line
@@ -173,14 +174,16 @@ class Recorder:
             self._since = time.perf_counter()
         return timesteps < self.total
 
-    def _evaluate(self) -> tuple[dict[str, float | None], np.ndarray]:
-        row, return_E = self.judge(self.agent)
+    def _evaluate(self) -> tuple[dict[str, float | None], Sessions]:
+        row, sessions = self.judge(self.agent)
         timesteps = self._timesteps if self.agent.learns else 0
         row |= {"timesteps": timesteps, "train_seconds": round(self._seconds, 3)}
+        if self.agent.meter is not None:
+            row["training_return_mean"] = self.agent.meter.take()
         self.directory.append(row)
         self._bar.set_postfix(score=f"{row['normalised_score']:.3f}")
         self._scalars(row)
-        return row, return_E
+        return row, sessions
 
     def _scalars(self, row: dict[str, float | None]) -> None:
         """The evaluation under the names of stable-baselines3's own logger."""
@@ -193,7 +196,7 @@ class Recorder:
 
     def finish(self) -> None:
         """The last evaluation, the agent, the summary and the picture."""
-        row, return_E = self._evaluate()
+        row, sessions = self._evaluate()
         self.agent.save(self.directory.agent)
         rate = self._timesteps / self._seconds if self.agent.learns and self._seconds else None
         summary = summarise(self.judge, row) | {
@@ -202,7 +205,8 @@ class Recorder:
             "steps_per_second": rate,
             "device": str(resolve_device(self.agent.device)),
         }
-        self.directory.finish(summary, return_E)
+        category_I = self.judge.env.shop.catalogue.category_I
+        self.directory.finish(summary, sessions.return_E, sessions.shown_I, category_I)
         self._logger.close()
         plot.draw([self.directory], self.directory.picture)
 

@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from experiments import results
-from experiments.build import CONF
+from experiments.build import configuration
 from experiments.cli import arguments, entry
 from experiments.run import run
 from recenv.errors import UsageError
@@ -85,12 +83,7 @@ def config(scenario: str, agent: str, world: int, seed: int, steps: int, runs_di
     """The configuration of one run of the story."""
     words = [f"agent={agent}", f"env.scenario={scenario}", f"env.world_seed={world}"]
     words += [f"seed={seed}", f"total_timesteps={steps}", "progress=false"]
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
-    assert isinstance(composed, dict)
-    composed["runs_dir"] = str(runs_dir)
-    composed.pop("if_exists")
-    return composed
+    return configuration(words, runs_dir)
 
 
 def judge(claim: Claim, world: int, seed: int, runs_dir: Path) -> Verdict:

@@ -22,7 +22,7 @@ from agent_cases import (
 from safetensors.numpy import load_file
 
 from agents.bandits.linucb import LinUCB
-from agents.base import Agent, OnlineAgent
+from agents.base import Agent, OnlineAgent, SessionMeter
 from agents.dqn import DQNAgent
 from agents.ppo import PPOAgent
 from agents.references import IndexPolicy, Popularity, Random, Rotation
@@ -529,3 +529,18 @@ def test_every_online_learner_is_covered():
     assert {cls for cls in LEARNERS if issubclass(cls, OnlineAgent)} == set(
         OnlineAgent.__subclasses__()
     )
+
+
+def test_the_meter_scales_cut_sessions_to_whole_ones() -> None:
+    meter = SessionMeter(num_envs=2, horizon=4)
+    assert meter.take() is None
+    meter.begin(np.array([1, 4]))
+    meter.add(np.array([1.0, -1.0]), np.array([True, False]))
+    assert meter.take() == 4.0  # one step of four, bought
+    for _ in range(3):
+        meter.add(np.array([1.0, -1.0]), np.array([False, False]))
+    meter.add(np.array([-1.0, -1.0]), np.array([True, True]))  # the second one overdue by a charge
+    assert meter.take() == pytest.approx((2.0 - 5.0) / 2)
+    meter.count(np.array([3.0]))
+    assert meter.take() == 3.0
+    assert meter.take() is None

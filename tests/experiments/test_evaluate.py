@@ -67,8 +67,8 @@ def test_evaluation_is_repeatable_and_its_seed_matters() -> None:
     agent = MyopicOracle()
     first, second, other = (Judge(env, seed=s, shoppers=200) for s in (0, 0, 1))
     agent.bind(first.env)
-    np.testing.assert_array_equal(first(agent)[1], second(agent)[1])
-    assert not np.array_equal(first(agent)[1], other(agent)[1])
+    np.testing.assert_array_equal(first(agent)[1].return_E, second(agent)[1].return_E)
+    assert not np.array_equal(first(agent)[1].return_E, other(agent)[1].return_E)
 
 
 def test_different_agents_meet_the_same_shoppers() -> None:

@@ -24,7 +24,7 @@ def claimed(path: Path) -> RunDirectory:
 
 def finished(path: Path) -> RunDirectory:
     run = claimed(path)
-    run.finish(dict.fromkeys(results.REQUIRED, 0.5), np.arange(3.0))
+    run.finish(dict.fromkeys(results.REQUIRED, 0.5), np.arange(3.0), np.arange(4), np.zeros(4))
     return run
 
 
@@ -180,3 +180,16 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     assert len(list(results.find_runs(tmp_path))) == 2
     with pytest.raises(UsageError, match="there is no directory"):
         list(results.find_runs(tmp_path / "nowhere"))
+
+
+def test_what_was_shown_is_kept_with_its_categories(tmp_path: Path) -> None:
+    run = claimed(tmp_path)
+    with pytest.raises(UsageError, match="not finished"):
+        run.shown()
+    run.finish({}, np.zeros(2), np.array([5, 0, 7]), np.array([1, 1, 0]))
+    shown_I, category_I = run.shown()
+    assert shown_I.tolist() == [5, 0, 7]
+    assert category_I.tolist() == [1, 1, 0]
+    np.save(run.path / results.SHOWN, np.zeros(3))
+    with pytest.raises(UsageError, match="damaged"):
+        run.shown()

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -97,6 +98,9 @@ def test_a_run_leaves_all_its_files_and_they_agree(tmp_path: Path) -> None:
     assert steps == sorted(set(steps))
     assert len(steps) == 4
     assert directory.returns().mean() == pytest.approx(summary["return_mean"], abs=1e-3)
+    shown_I, category_I = directory.shown()
+    assert shown_I.sum() == 50_000  # a thousand shoppers, fifty steps
+    assert len(category_I) == 20
     assert directory.picture.stat().st_size > 10_000
     assert list((directory.path / "tensorboard").iterdir())
     assert json.loads((directory.path / "versions.json").read_text())["recenv"]
@@ -111,6 +115,16 @@ def test_tensorboard_speaks_in_the_namespaces_of_stable_baselines3(tmp_path: Pat
         tags = set(events.Tags()["scalars"])
         assert {"eval/mean_reward", "eval/normalised_score", "rollout/ep_rew_mean"} <= tags
         assert "time/total_timesteps" in tags
+
+
+def test_what_was_earned_while_learning_is_told(tmp_path: Path) -> None:
+    for agent in ("ppo", "linucb", "rotation"):
+        directory = run(config(f"agent={agent}", *SMALL, runs_dir=tmp_path))
+        served = np.nanmean(directory.evaluations()["training_return_mean"])
+        random, best = (directory.summary()[f"reference_{r}"]["return"] for r in ("low", "high"))
+        assert random - 5 < served < best, agent
+    flat = run(config("agent=random", *SMALL, runs_dir=tmp_path))
+    assert np.isnan(flat.evaluations()["training_return_mean"]).all()
 
 
 def test_two_runs_of_one_configuration_are_the_same(tmp_path: Path) -> None:
