@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,7 @@ def entry(main: Callable[[list[str]], None], usage: str | None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((usage or "").strip())
         return
+    interrupts_raise()
     try:
         main(sys.argv[1:])
     except UsageError as error:
@@ -49,6 +51,12 @@ def entry(main: Callable[[list[str]], None], usage: str | None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def interrupts_raise() -> None:
+    """Ctrl-C is a KeyboardInterrupt again: all is imported (see this package's __init__)."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def complain(error: Exception) -> None:

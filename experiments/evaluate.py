@@ -109,7 +109,6 @@ class Judge:
         if key not in known:
             known[key] = {name: asdict(r) for name, r in self._play_references(env).items()}
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 results.write_json(path, known)
         return References(**{name: Reference(**value) for name, value in known[key].items()})
 
@@ -236,7 +235,6 @@ def main(argv: list[str]) -> None:
     summary = {"run": str(run.path), "agent": run.label, **summarise(judge, row)}
     summary["warnings"] = foreign + summary["warnings"]
     target = run.path / "scores" / f"{name}+eval_seed={judge.seed}.json"
-    target.parent.mkdir(exist_ok=True)
     results.write_json(target, summary)
     print_table(f"{run.label} on {name}", summary, {"scores": target})
 

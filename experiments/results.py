@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,18 +145,16 @@ class RunDirectory:
             raise UsageError(f"cannot remove {self.path}: {error.strerror or error}") from None
 
     def _create(self, config: dict[str, Any]) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
-            write_json(self.path / VERSIONS, versions())
-            with (self.path / EVALUATIONS).open("w", newline="") as file:
-                csv.writer(file).writerow(COLUMNS)
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.path}: {error.strerror or error}") from None
+        write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_json(self.path / VERSIONS, versions())
+        path = self.path / EVALUATIONS
+        with writing(path), path.open("w", newline="") as file:
+            csv.writer(file).writerow(COLUMNS)
 
     def append(self, row: dict[str, float | None]) -> None:
         """Add an evaluation; it is on disk when this returns."""
-        with (self.path / EVALUATIONS).open("a", newline="") as file:
+        path = self.path / EVALUATIONS
+        with writing(path), path.open("a", newline="") as file:
             csv.writer(file).writerow("" if row.get(c) is None else row[c] for c in COLUMNS)
             file.flush()
             os.fsync(file.fileno())
@@ -175,9 +174,10 @@ class RunDirectory:
             shown_I: how often each item was recommended.
             category_I: its category.
         """
-        np.save(self.path / RETURNS, return_E.astype(np.float32), allow_pickle=False)
         table_2I = np.stack([shown_I, category_I]).astype(np.int64)
-        np.save(self.path / SHOWN, table_2I, allow_pickle=False)
+        with writing(self.path / RETURNS):
+            np.save(self.path / RETURNS, return_E.astype(np.float32), allow_pickle=False)
+            np.save(self.path / SHOWN, table_2I, allow_pickle=False)
         write_json(self.path / SUMMARY, summary)
 
     def evaluations(self) -> dict[str, np.ndarray]:
@@ -294,13 +294,28 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, and the directories above it where they are missing.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(text)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where ``path`` cannot be written (no permission, a full disk), that is one line."""
     try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def shop_name(shop: Shop, env: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ experiments/results.py); a sweep (-m) ends with one figure of all its runs.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,35 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from stable_baselines3.common.logger import Logger, configure
 from tqdm import tqdm
 
 from agents.base import Agent, resolve_device
 from agents.rollout import Sessions
 from experiments import plot, results
-from experiments.build import agent_class, agent_settings, group_defaults, make_agent, make_env
-from experiments.cli import complain, one_line
+from experiments.build import (
+    CONF,
+    agent_class,
+    agent_settings,
+    group_defaults,
+    make_agent,
+    make_env,
+)
+from experiments.cli import complain, interrupts_raise, one_line
 from experiments.evaluate import Judge, summarise
 from experiments.report import print_table
-from recenv.errors import UsageError
+from recenv.errors import UsageError, unknown
 from recenv.shop import as_number
+
+SWEEP = {"-m", "--multirun"}
+GROUPS = ("agent", "env", "eval")
+# what a configuration may hold; the fingerprint is noted by ``run``
+KEYS = {*GROUPS, *map(str, OmegaConf.load(CONF / "config.yaml")), "fingerprint"}
+KEYS -= {"defaults", "hydra"}
 
 
 def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirectory:
@@ -56,7 +72,7 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     torch.set_num_threads(config["threads"])
     directory = run_directory(config)
     agent = make_agent(config["agent"], config["env"], config["seed"], config["device"])
-    config["fingerprint"] = results.fingerprint(agent.env.shop)
+    config = config | {"fingerprint": results.fingerprint(agent.env.shop)}
     if not directory.claim(config, if_exists):
         print(f"{directory.path} is there already: left as it is", file=sys.stderr)
         if directory.finished:
@@ -95,9 +111,13 @@ def run_directory(config: dict[str, Any]) -> results.RunDirectory:
 
 def _check(config: dict[str, Any]) -> None:
     """Refuse nonsense before anything is made or removed."""
-    for group in ("agent", "env", "eval"):
+    for group in GROUPS:
+        if group not in config:
+            raise UsageError(f"the key {group} is missing: do not take it out")
         if not isinstance(config[group], dict):
             raise UsageError(f"{group} must name a file in conf/{group}, got {config[group]!r}")
+    _check_keys("key", config, KEYS, {"if_exists", "fingerprint"})
+    _check_keys("key of eval", config["eval"], group_defaults("eval", "default"), set())
     for name, value, low, high in (
         ("seed", config["seed"], 0, 2**31 - 1),
         ("total_timesteps", config["total_timesteps"], 1, 10**12),
@@ -115,6 +135,14 @@ def _check(config: dict[str, Any]) -> None:
     if not re.fullmatch(r"[\w.-]+", str(config["agent"].get("name", "agent"))):
         raise UsageError(f"agent.name must be a plain word, got {config['agent']['name']!r}")
     resolve_device(config["device"])
+
+
+def _check_keys(kind: str, given: Iterable[str], known: Iterable[str], optional: set[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise unknown(kind, key, known)
+    for key in sorted(set(known) - set(given) - optional):
+        raise UsageError(f"the {kind} {key} is missing: do not take it out")
 
 
 class Recorder:
@@ -211,36 +239,48 @@ class Recorder:
         plot.draw([self.directory], self.directory.picture)
 
 
-FAILED: list[str] = []  # the jobs of this process's sweep that did not succeed
+FAILED, MISTAKEN = 1, 2  # exit codes: a bug, a user's mistake
+OUTCOMES: list[tuple[str, int]] = []  # this process's sweep: overrides of a job, its exit code
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """One job: a single run, or one of a sweep."""
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    config = {str(key): value for key, value in container.items()}
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN
-    if_exists = config.pop("if_exists") or ("resume" if sweeping else "error")
+    if_exists = config.pop("if_exists", None) or ("resume" if sweeping else "error")
+    if not sweeping:
+        code = _do(config, if_exists, job)
+        if code:
+            sys.exit(code)
+        return
+    words = " ".join(job.overrides.task)
+    try:
+        code = _do(config, if_exists, job, f"{words}: ")
+    except Exception:  # one broken job does not end the sweep
+        print(f"error: {words}: this is a bug", file=sys.stderr)
+        traceback.print_exc()
+        code = FAILED
+    OUTCOMES.append((words, code))
+
+
+def _do(config: dict[str, Any], if_exists: str, job: Any, prefix: str = "") -> int:
+    """Do a job; its exit code."""
     try:
         directory = run(config, if_exists)
         _keep_hydra(directory.path, job)
     except UsageError as error:
-        complain(error)
-        if not sweeping:
-            sys.exit(2)
-        FAILED.append(f"{' '.join(job.overrides.task)}: {one_line(error)}")
-    except Exception as error:
-        if not sweeping:
-            raise
-        traceback.print_exc()  # one broken job does not end the sweep
-        FAILED.append(f"{' '.join(job.overrides.task)}: {one_line(error)}")
+        complain(UsageError(f"{prefix}{error}"))
+        return MISTAKEN
+    return 0
 
 
 def _keep_hydra(path: Path, job: Any) -> None:
     """Hydra's own account of the job, inside the run."""
     kept = path / ".hydra"
-    kept.mkdir(exist_ok=True)
     results.write_text(kept / "hydra.yaml", OmegaConf.to_yaml(job))
     results.write_text(kept / "overrides.yaml", OmegaConf.to_yaml(job.overrides.task))
 
@@ -249,40 +289,76 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _runs_dir(argv: list[str]) -> Path:
+def _in_hydras_order(words: list[str]) -> list[str]:
+    """The words of the command with -m in front, where Hydra's parser wants it.
+
+    Raises:
+        UsageError: a key was given like an option, as in --seed=1.
+    """
+    for word in words:
+        if word.startswith("-") and _name(word) in KEYS | {"experiment"}:
+            raise UsageError(f"{word}: write it without dashes, as in agent=ppo seed=1")
+    return sorted(words, key=lambda word: word not in SWEEP)
+
+
+def _name(word: str) -> str:
+    """What stands before the first dot or = of a word, without dashes."""
+    return re.split(r"[.=]", word.lstrip("-"))[0]
+
+
+def _runs_dir(words: list[str]) -> Path:
     """The sweep's runs_dir; the last one counts, as for Hydra."""
-    given = [word.split("=", 1)[1] for word in argv if word.startswith("runs_dir=")]
+    given = [word.split("=", 1)[1] for word in words if word.startswith("runs_dir=")]
     return Path(given[-1] if given else "runs")
 
 
-def _check_runs_dir(argv: list[str]) -> None:
+def _check_runs_dir(words: list[str]) -> None:
     """Hydra makes its directory for a sweep before any job can say what is wrong."""
-    try:
-        _runs_dir(argv).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        complain(UsageError(f"cannot write to {_runs_dir(argv)}: {error.strerror or error}"))
-        sys.exit(2)
+    path = _runs_dir(words)
+    with results.writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
-def _finish_sweep(argv: list[str]) -> None:
-    """One figure of all runs, and a word on the jobs that failed."""
-    try:
-        print(f"figure: {plot.draw_all(_runs_dir(argv))}")
-    except UsageError as error:
-        complain(error)
-    for failure in FAILED:
-        print(f"failed: {failure}", file=sys.stderr)
-    if FAILED:
-        sys.exit(1)
+def _finish_sweep(words: list[str]) -> int:
+    """One figure of all runs, and a word on the jobs that failed; the exit code."""
+    failed = {job: code for job, code in OUTCOMES if code}
+    if len(failed) < len(OUTCOMES):
+        print(f"figure: {plot.draw_all(_runs_dir(words))}")
+    if failed:
+        count = f"{len(failed)} of {len(OUTCOMES)} jobs failed:"
+        print(count, *failed, sep="\n  ", file=sys.stderr)
+    return min(failed.values(), default=0)
+
+
+def _command(words: list[str]) -> int:
+    """The whole command; its exit code."""
+    sweeping = bool(SWEEP & set(words))
+    sys.argv[1:] = _in_hydras_order(words)
+    if sweeping:
+        _check_runs_dir(words)
+    main()
+    return _finish_sweep(words) if sweeping else 0
+
+
+def _hydras_line(error: Exception) -> UsageError:
+    """What Hydra complains of, without the list of the places where it looked."""
+    return UsageError(one_line(error).partition(" Config search path:")[0])
 
 
 if __name__ == "__main__":
+    interrupts_raise()
     signal.signal(signal.SIGTERM, _interrupt)
+    traced = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises its errors, which we tell in one line
     try:
-        _check_runs_dir(sys.argv[1:])
-        main()
-        if {"-m", "--multirun"} & set(sys.argv[1:]):
-            _finish_sweep(sys.argv[1:])
+        sys.exit(_command(sys.argv[1:]))
+    except (UsageError, HydraException, OmegaConfBaseException) as error:
+        if traced:
+            raise
+        complain(_hydras_line(error))
+        sys.exit(MISTAKEN)
     except KeyboardInterrupt:
         print(
             "interrupted: what was evaluated so far is kept; begin again with if_exists=resume",

@@ -30,11 +30,13 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from experiments import results
 from experiments.build import CONF, group_defaults, make_agent
 from experiments.cli import arguments, entry
 from experiments.evaluate import Judge
 from recenv.errors import UsageError
 from recenv.seeding import Role, generator
+from recenv.shop import as_number
 
 COLUMNS = ("trial", "score", "scores", "steps", "settings")
 FIRST_TUNING_WORLD = 100
@@ -93,8 +95,10 @@ def search(
 ) -> None:
     """Run the trials that are not in the log yet."""
     done = _done(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a", newline="") as file:
+    with results.writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        log = out.open("a", newline="")
+    with log as file:
         writer = csv.writer(file)
         if not done:
             writer.writerow(COLUMNS)
@@ -111,8 +115,10 @@ def search(
 
 def _done(out: Path) -> set[int]:
     """The trials that a log holds."""
-    if not out.is_file():
+    if not out.exists():
         return set()
+    if not out.is_file():
+        raise UsageError(f"{out} is no file: pass another out")
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if rows and tuple(rows[0]) != COLUMNS:
@@ -139,10 +145,13 @@ def main(argv: list[str]) -> None:
     asked = arguments(argv, defaults | {"scenarios": "static,full", "worlds": "100,101"})
     agent = str(asked["agent"])
     _space(agent)
+    trials = as_number("trials", asked["trials"], 1, 10_000)
+    steps = as_number("steps", asked["steps"], 1, 10**12)
+    seed = as_number("seed", asked["seed"], 0, 2**31 - 1)
     torch.set_num_threads(1)
     out = Path(asked["out"] or f"experiments/tuning/{agent}.csv")
     judges = _judges(str(asked["scenarios"]), str(asked["worlds"]))
-    search(agent, int(asked["trials"]), int(asked["steps"]), judges, int(asked["seed"]), out)
+    search(agent, trials, steps, judges, seed, out)
     with out.open(newline="") as file:
         best = max(csv.DictReader(file), key=lambda row: float(row["score"]))
     print(f"best: {best['score']} with {best['settings']}  ({out})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from recenv.errors import UsageError
 
 ROOT = CONF.parent
 SMALL = ("experiment=quick", "progress=false", "env.num_items=20")
+QUICK = ("scenarios=static", "worlds=100")  # of a search
 AGENTS = sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))
 
 
@@ -184,6 +186,20 @@ def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
         (["+env.colour=red"], "colour"),
         (["+agent.colour=red"], "colour"),
         (["agent._target_=agents.ppo.Nobody"], "Nobody"),
+        (["seed="], "seed must be a whole number"),
+        (["eval.points=0"], "eval.points"),
+        (["+sead=1"], "did you mean 'seed'"),
+        (["+eval.shopers=9"], "did you mean 'shoppers'"),
+        (["~seed"], "the key seed is missing"),
+        (["~agent"], "agent"),
+        (["--seed=1"], "--seed=1: write it without dashes"),
+        # Hydra's own complaints
+        (["agent="], "Could not find 'agent/'"),
+        (["agent=ppoo"], "Available options in 'agent': dqn"),
+        (["agent=ppo,dqn"], "add --multirun"),
+        (["sead=1"], "Could not override 'sead'"),
+        (["seed"], "missing EQUAL"),
+        (["-m", "agent=random,ppoo"], "Could not find 'agent/ppoo'"),
     ],
 )
 def test_a_users_mistake_is_one_line(words: list[str], part: str, tmp_path: Path) -> None:
@@ -220,11 +236,15 @@ def test_missing_agents_extra_is_one_line(module: str, tmp_path: Path) -> None:
 
 
 def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_one_figure(tmp_path: Path) -> None:
-    words = ["-m", "agent=random,popularity", "env.scenario=static,nonsense", *SMALL]
+    words = ["agent=random,popularity", "-m", "env.scenario=static,nonsense", *SMALL]
     done = command("run", *words, f"runs_dir={tmp_path}")
-    assert done.returncode == 1
-    assert done.stderr.count("failed: ") == 2
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    *complaints, count, first, second = done.stderr.splitlines()
+    assert len(complaints) == done.stderr.count("unknown scenario 'nonsense'") == 2
+    assert all(line.startswith("error: agent=") for line in complaints)
+    assert count == "2 of 4 jobs failed:"
+    assert "agent=random" in first
+    assert "agent=popularity" in second
     runs = list(results.find_runs(tmp_path))
     assert sorted(r.label for r in runs if r.finished) == ["popularity", "random"]
     assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
@@ -236,6 +256,45 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_one_figure(tmp_path: P
     assert again.returncode == 0, again.stderr
     assert unfinished.finished
     assert again.stderr.count("left as it is") == 1
+
+
+def test_a_bug_in_a_job_shows_its_traceback_and_does_not_end_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from agents.references import Random\n"
+        "class Broken(Random):\n"
+        "    def learn(self, *_):\n"
+        "        if self.seed == 0: raise KeyError('oops')\n"
+    )
+    words = ["-m", "agent=random", "agent._target_=broken.Broken", "seed=0,1", *SMALL]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = command("run", *words, f"runs_dir={tmp_path / 'runs'}", env=env)
+    assert done.returncode == 1
+    assert done.stderr.count("KeyError: 'oops'") == 1
+    assert done.stderr.startswith("error: agent=random agent._target_=broken.Broken seed=0")
+    assert "1 of 2 jobs failed:" in done.stderr
+    assert "figure: " in done.stdout
+
+
+INTERRUPT = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.parametrize("module", ["run", "plot", "evaluate", "bench", "story", "tune"])
+def test_an_interrupt_while_libraries_are_imported_is_one_line(module: str, tmp_path: Path) -> None:
+    # as some do, this one swallows exceptions while it is imported
+    swallow = f"try:\n    exec({INTERRUPT!r})\nexcept BaseException: pass\n"
+    (tmp_path / "torch.py").write_text(swallow)
+    done = command(module, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 130
+    assert done.stderr == "interrupted: nothing was begun yet\n"
+
+
+def test_a_command_that_ignores_interrupts_goes_on_doing_so(tmp_path: Path) -> None:
+    missing = "raise ModuleNotFoundError('torch', name='torch')"
+    (tmp_path / "torch.py").write_text(INTERRUPT + missing)
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    shell = ["sh", "-c", 'trap "" INT; exec "$0" -m experiments.run', sys.executable]
+    done = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)
+    one_line(done, 'pip install "recenv[agents]"')
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -274,16 +333,27 @@ def test_a_saved_agent_is_scored_elsewhere(tmp_path: Path) -> None:
     assert other.returncode == 0, other.stderr
     assert "on synthetic-static+num_items=20" in other.stdout
     one_line(command("evaluate", f"run={directory.path}", "env.num_items=30"), "items")
+    shutil.rmtree(directory.path / "scores")
+    (directory.path / "scores").write_text("")
+    one_line(command("evaluate", f"run={directory.path}"), "cannot write", "scores")
     one_line(command("evaluate"), "run=")
     one_line(command("evaluate", f"run={tmp_path}"), "no run directory")
     one_line(command("evaluate", f"run={directory.path}", "rn=3"), "did you mean 'run'")
 
 
-def test_unknown_agents_are_answered_by_hydra(tmp_path: Path) -> None:
-    done = command("run", "agent=ppoo", f"runs_dir={tmp_path}")
-    assert done.returncode == 1
-    assert "Could not find 'agent/ppoo'" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["agent=nobody"], "choose from dqn"),
+        (["agent=ppo", "trials=many"], "trials must be a whole number"),
+        (["agent=ppo", "steps=0"], "steps must lie in"),
+        (["agent=ppo", "seed=-1"], "seed must lie in"),
+        (["agent=ppo", "out=conf", *QUICK], "conf is no file"),
+        (["agent=ppo", "out=Makefile/x.csv", *QUICK], "cannot write Makefile/x.csv"),
+    ],
+)
+def test_a_mistake_about_a_search_is_one_line(words: list[str], part: str) -> None:
+    one_line(command("tune", *words), part)
 
 
 def test_an_agent_is_built_in_one_way_only() -> None:
