@@ -15,6 +15,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -127,6 +128,7 @@ class SB3Agent(Agent):
     """
 
     algorithm: ClassVar[type[BaseAlgorithm]]
+    policy: ClassVar[str | type[BasePolicy]] = "MlpPolicy"
     fits = ("num_items", "observation")
     bounds = Agent.bounds | {"net_arch": (1, 65_536), "reward_scale": (POSITIVE, 1e9)}
 
@@ -173,7 +175,7 @@ class SB3Agent(Agent):
         bridge = SB3Bridge(env, self.training_seed, self.reward_scale, stagger(env, self.rng))
         self.meter = bridge.meter
         return self.algorithm(
-            policy="MlpPolicy",
+            policy=self.policy,
             env=bridge,
             device=self._torch,
             seed=self.seed,
