@@ -105,8 +105,8 @@ class Agent(ABC):
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         """Act in this environment from now on.
 
-        Only the agents of ``references`` may read its state; all may read the public
-        catalogue and who is in each slot.
+        Only the oracles of ``references`` and ``planning`` may read its state; all may read
+        the public catalogue and who is in each slot.
 
         Raises:
             UsageError: the agent was made for a shop of another size.
@@ -172,6 +172,11 @@ class Agent(ABC):
         item_Nk = np.take_along_axis(best_Nk, order_Nk, axis=1)
         value_Nk = np.take_along_axis(score_NI, item_Nk, axis=1)
         return (item_Nk[0], value_Nk[0]) if single else (item_Nk, value_Nk)
+
+    def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
+        """The items (N,), with ``share`` of them replaced by random ones, each by itself."""
+        random_N = self.rng.integers(self.num_items, size=len(item_N))
+        return np.where(self.rng.random(len(item_N)) < share, random_N, item_N)
 
     def settings(self) -> dict[str, Any]:
         """The constructor's JSON-able keywords, for ``load``; where it runs is no part of it."""
@@ -263,11 +268,6 @@ class OnlineAgent(Agent):
         if self.logger is not None and len(slot):
             self.logger.record_mean("rollout/ep_rew_mean", float(return_n.mean()))
             self.logger.record_mean("rollout/ep_len_mean", float(length_n.mean()))
-
-    def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
-        """The items (N,), with ``share`` of them replaced by random ones, each by itself."""
-        random_N = self.rng.integers(self.num_items, size=len(item_N))
-        return np.where(self.rng.random(len(item_N)) < share, random_N, item_N)
 
     @abstractmethod
     def explore(self, observation: np.ndarray) -> np.ndarray:

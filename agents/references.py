@@ -1,6 +1,6 @@
 """Agents that bound what is possible, and the simple rules that learning must beat.
 
-Only the oracles of this module read the shopper's true state.
+Only the oracles of this module and of ``planning`` read the shopper's true state.
 """
 
 from __future__ import annotations
@@ -66,6 +66,36 @@ class MyopicOracle(Agent):
         items = shop.items(xp, shop.tables)
         utility: np.ndarray = physics.utilities(xp, shop.dynamics, env.state, env.traits, items)
         return utility
+
+
+class EpsilonOracle(MyopicOracle):
+    """The myopic oracle, but for a random item with probability ``epsilon``, always.
+
+    Also while it is judged: what exploration costs to those who know everything already.
+    """
+
+    name: ClassVar[str] = "epsilon_oracle"
+    bounds = Agent.bounds | {"epsilon": (0.0, 1.0)}
+
+    def __init__(self, *, epsilon: float = 0.1, **settings: Any):
+        super().__init__(**settings)
+        self.check(epsilon=epsilon)
+        self.epsilon = epsilon
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> Prediction:
+        batch, single = as_batch(observation, self.env)
+        best_N, _ = super().predict(batch)
+        item_N = self.sometimes_random(best_N, self.epsilon)
+        return (item_N[0] if single else item_N), state
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"epsilon": self.epsilon}
 
 
 class IndexPolicy(MyopicOracle):

@@ -7,7 +7,7 @@
 Arguments:
     run       a run directory that experiments.run wrote
     env.*     keywords of the environment that differ from the run's own
-    eval.*    seed and shoppers of the evaluation
+    eval.*    seed, shoppers and reference of the evaluation
     device    auto | cpu | cuda | cuda:n
 
 Prints the same table as experiments.run, and writes <run>/scores/<environment>.json.
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from agents.base import Agent
+from agents.planning import FORMAT as PLAN_FORMAT
+from agents.planning import PlanningOracle
 from agents.references import IndexPolicy, MyopicOracle, Random
 from agents.rollout import Sessions, play
 from experiments import results
@@ -32,7 +34,11 @@ from recenv.errors import UsageError, unknown
 from recenv.seeding import Role, derive_seed
 from recenv.vector_env import RecsysVectorEnv
 
-REFERENCES = "references.json"
+REFERENCES, PLANS = "references.json", "plans"
+FORMAT = 2  # of what is kept in it, together with that of the plans
+# What 1 stands for: ``eval.reference``.
+HIGH: dict[str, type[Agent]] = {"planning_oracle": PlanningOracle, "index_policy": IndexPolicy}
+EVALUATION = {"seed": 0, "shoppers": 2000, "reference": "planning_oracle"}
 BELIEVABLE = 1000  # sessions, below which an evaluation is only a look
 
 
@@ -43,6 +49,7 @@ class Reference:
     name: str
     value: float
     weight: float | None = None  # of the index policy
+    plan: str | None = None  # of the planning oracle: which policy it came to
 
 
 @dataclass(frozen=True)
@@ -65,25 +72,43 @@ class Judge:
         env: keywords of the environment.
         seed: ``eval.seed``.
         shoppers: ``eval.shoppers``, E.
-        cache: a directory in which references are kept.
+        cache: a directory in which references and plans are kept.
+        reference: ``eval.reference``, the policy that scores 1; a minute's planning for the
+            planning oracle, seconds for the index policy.
 
     With a finite clientele (``num_shoppers``) the judged sessions are those of regulars;
     newcomers are judged apart.
     """
 
-    def __init__(self, env: dict[str, Any], seed: int, shoppers: int, cache: Path | None = None):
+    def __init__(
+        self,
+        env: dict[str, Any],
+        seed: int,
+        shoppers: int,
+        cache: Path | None = None,
+        reference: str = "planning_oracle",
+    ):
         if not isinstance(shoppers, int) or shoppers < 2:
             raise UsageError(f"eval.shoppers must be a whole number of at least 2, got {shoppers}")
         if not isinstance(seed, int) or seed < 0:
             raise UsageError(f"eval.seed must be a whole number of at least 0, got {seed}")
+        check_reference(reference)
         plain = {**env, "reveal": False, "autoreset_mode": "SameStep"}
         self.seed, self.shoppers = seed, shoppers
+        self.high = HIGH[reference]()
+        self.plans = cache / PLANS if cache else None
+        self.prepare(self.high)
         self.env = make_env(plain, shoppers)
         self.references = self._refer(self.env, cache)
         self.newcomers: RecsysVectorEnv | None = None
         if self.env.shop.clientele is not None:
             self.newcomers = make_env({**plain, "num_shoppers": None}, shoppers)
             self.newcomer_references = self._refer(self.newcomers, cache)
+
+    def prepare(self, agent: Agent) -> None:
+        """Let an agent that plans keep its plan here, or use the one that is kept."""
+        if isinstance(agent, PlanningOracle):
+            agent.plans = self.plans
 
     def sessions(self, agent: Agent, env: RecsysVectorEnv | None = None) -> Sessions:
         """The first session of each of the E shoppers."""
@@ -101,7 +126,10 @@ class Judge:
 
     def _refer(self, env: RecsysVectorEnv, cache: Path | None) -> References:
         """The references of an environment, from the cache where they are in it."""
-        key = f"{results.fingerprint(env.shop)} seed={self.seed} shoppers={self.shoppers}"
+        key = (
+            f"format={FORMAT}.{PLAN_FORMAT} {self.high.name} {results.fingerprint(env.shop)} "
+            f"seed={self.seed} shoppers={self.shoppers}"
+        )
         known: dict[str, Any] = {}
         path = cache / REFERENCES if cache else None
         if path is not None and path.is_file():
@@ -113,14 +141,15 @@ class Judge:
         return References(**{name: Reference(**value) for name, value in known[key].items()})
 
     def _play_references(self, env: RecsysVectorEnv) -> dict[str, Reference]:
-        agents = {"low": Random(), "high": IndexPolicy(), "myopic": MyopicOracle()}
+        agents = {"low": Random(), "high": self.high, "myopic": MyopicOracle()}
         references = {}
         for role, agent in agents.items():
-            agent.bind(env)
-            agent.learn(0)
+            with agent.acting_in(env):
+                agent.learn(0)
             value = float(self.sessions(agent, env).return_E.mean())
             weight = agent.weight if isinstance(agent, IndexPolicy) else None
-            references[role] = Reference(agent.name, value, weight)
+            plan = agent.plan.policy if isinstance(agent, PlanningOracle) and agent.plan else None
+            references[role] = Reference(agent.name, value, weight, plan)
         return references
 
 
@@ -210,7 +239,14 @@ NEWCOMERS = ("newcomers_return_mean", "newcomers_normalised_score")
 
 def _reference(reference: Reference) -> dict[str, Any]:
     words: dict[str, Any] = {"name": reference.name, "return": reference.value}
-    return words if reference.weight is None else words | {"weight": reference.weight}
+    told = {"weight": reference.weight, "plan": reference.plan}
+    return words | {name: value for name, value in told.items() if value is not None}
+
+
+def check_reference(reference: Any) -> None:
+    """Refuse an ``eval.reference`` that there is not."""
+    if not isinstance(reference, str) or reference not in HIGH:
+        raise unknown("eval.reference", reference, HIGH)
 
 
 def main(argv: list[str]) -> None:
@@ -224,17 +260,18 @@ def main(argv: list[str]) -> None:
     if not run.finished:
         raise UsageError(f"the run in {run.path} is not finished: it has no trained agent")
     for key in asked["eval"]:
-        if key not in ("seed", "shoppers"):
-            raise unknown("key of eval", key, ("seed", "shoppers"))
+        if key not in EVALUATION:
+            raise unknown("key of eval", key, EVALUATION)
     env = config["env"] | asked["env"]
-    evaluation = {"seed": 0, "shoppers": 2000} | config.get("eval", {}) | asked["eval"]
+    evaluation = EVALUATION | config.get("eval", {}) | asked["eval"]
     name, judge = _judge(run, env, evaluation)
     agent = load_agent(config, run.agent, judge.env, str(asked["device"]))
     row, _ = judge(agent)
     foreign = _foreign(config["env"], judge)
     summary = {"run": str(run.path), "agent": run.label, **summarise(judge, row)}
     summary["warnings"] = foreign + summary["warnings"]
-    target = run.path / "scores" / f"{name}+eval_seed={judge.seed}.json"
+    reference = results.suffix({"reference": judge.high.name}, EVALUATION)
+    target = run.path / "scores" / f"{name}+eval_seed={judge.seed}{reference}.json"
     results.write_json(target, summary)
     print_table(f"{run.label} on {name}", summary, {"scores": target})
 
@@ -254,7 +291,8 @@ def _judge(
     shop = make_env(env, 1).shop
     name = results.shop_name(shop, env, group_defaults("env", "recsys"))
     cache = run.path.parent.parent.parent / name
-    return name, Judge(env, evaluation["seed"], evaluation["shoppers"], cache)
+    seed, shoppers, reference = (evaluation[key] for key in EVALUATION)
+    return name, Judge(env, seed, shoppers, cache, reference)
 
 
 if __name__ == "__main__":

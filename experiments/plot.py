@@ -33,6 +33,7 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import results
 from experiments.cli import arguments, entry
+from experiments.report import named
 from experiments.stats import curve_interval
 from recenv.errors import UsageError
 from recenv.seeding import Role, generator
@@ -170,7 +171,7 @@ def _comparable(
 
 
 def _name(reference: dict[str, Any] | None, otherwise: str) -> str:
-    return f"{reference['name']}\n({reference['return']:.1f})" if reference else otherwise
+    return f"{named(reference)}\n({reference['return']:.1f})" if reference else otherwise
 
 
 def _myopic(references: dict[str, Any]) -> float | None:

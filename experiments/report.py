@@ -30,7 +30,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "normalised score",
             _interval(summary["normalised_score"], summary["normalised_ci95"], ".3f")
-            + f"   0: {low['name']} {low['return']:.2f}, 1: {high['name']} {high['return']:.2f}",
+            + f"   0: {named(low)} {low['return']:.2f}, 1: {named(high)} {high['return']:.2f}",
         ),
         ("coverage", f"{summary['coverage']:.1%}, top item {summary['top_item_share']:.1%}"),
         ("session length", f"{summary['session_length']:.1f}"),
@@ -43,6 +43,13 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         seconds, rate = summary["train_seconds"], summary["steps_per_second"]
         rows.append(("training", f"{seconds:.1f} s, {rate:,.0f} steps/s"))
     return rows
+
+
+def named(reference: dict[str, Any]) -> str:
+    """A reference of a summary, with the policy that serves where it planned."""
+    return (
+        f"{reference['name']} ({reference['plan']})" if "plan" in reference else reference["name"]
+    )
 
 
 def _interval(value: float, ends: list[float], form: str) -> str:

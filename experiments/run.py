@@ -46,7 +46,7 @@ from experiments.build import (
     make_env,
 )
 from experiments.cli import complain, interrupts_raise, one_line
-from experiments.evaluate import Judge, summarise
+from experiments.evaluate import Judge, check_reference, summarise
 from experiments.report import print_table
 from recenv.errors import UsageError, unknown
 from recenv.shop import as_number
@@ -80,7 +80,9 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
         return directory
     evaluation = config["eval"]
     cache = directory.path.parent.parent
-    judge = Judge(config["env"], evaluation["seed"], evaluation["shoppers"], cache)
+    seed, shoppers, reference = (evaluation[key] for key in ("seed", "shoppers", "reference"))
+    judge = Judge(config["env"], seed, shoppers, cache, reference)
+    judge.prepare(agent)
     recorder = Recorder(agent, judge, directory, config)
     with recorder.training():
         agent.learn(config["total_timesteps"], recorder)
@@ -128,6 +130,7 @@ def _check(config: dict[str, Any]) -> None:
         ("eval.shoppers", config["eval"]["shoppers"], 2, 10_000_000),
     ):
         as_number(name, value, low, high)
+    check_reference(config["eval"]["reference"])
     if not isinstance(config["runs_dir"], str) or not config["runs_dir"]:
         raise UsageError(f"runs_dir must be a directory, got {config['runs_dir']!r}")
     if not isinstance(config["progress"], bool):

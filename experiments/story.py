@@ -55,15 +55,20 @@ CLAIMS = (
     Claim("full", "myopic_oracle", "rotation"),
     Claim("full", "ppo", "myopic"),
     Claim("full", "index_policy", "myopic", 0.25),
-    Claim("full", "ppo", "high"),
-    Claim("full", "dqn", "high", -0.15),
+    Claim("full", "ppo", "index_policy"),
+    Claim("full", "dqn", "index_policy", -0.15),
     Claim("full", "ppo", "scorer"),
     Claim("full", "dqn", "scorer"),
     Claim("trust", "ppo", "scorer"),
     Claim("trust", "dqn", "scorer"),
     Claim("churn", "ppo", "myopic"),
+    *(Claim(scenario, "ppo", "high", -0.1) for scenario in ("full", "trust", "churn")),
 )
-UNSEEDED = ("myopic_oracle", "index_policy")  # the same whatever the training seed is
+UNSEEDED = (
+    "myopic_oracle",
+    "index_policy",
+    "planning_oracle",
+)  # the same whatever the training seed is
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,34 @@ import numpy as np
 from agents.bandits.linucb import LinUCB
 from agents.base import Agent
 from agents.dqn import DQNAgent
+from agents.planning import PlanningOracle
 from agents.ppo import PPOAgent
-from agents.references import IndexPolicy, MyopicOracle, Popularity, Random, Rotation
+from agents.references import (
+    EpsilonOracle,
+    IndexPolicy,
+    MyopicOracle,
+    Popularity,
+    Random,
+    Rotation,
+)
 from agents.scorer import Scorer
 from recenv.vector_env import RecsysVectorEnv
 
 SMALL: dict[type[Agent], dict[str, Any]] = {
     Random: {"num_envs": 32},
     MyopicOracle: {"num_envs": 32},
+    EpsilonOracle: {"num_envs": 32, "epsilon": 0.3},
     IndexPolicy: {"num_envs": 32, "weight": 0.5},
+    PlanningOracle: {
+        "num_envs": 32,
+        "policy": "value",
+        "rounds": 2,
+        "shoppers": 16,
+        "epochs": 1,
+        "shortlist": 2,
+        "hidden": 8,
+        "tuning_shoppers": 8,
+    },
     Popularity: {"num_envs": 32},
     Rotation: {"num_envs": 32, "length": 5, "pool": 10},
     LinUCB: {"num_envs": 32, "warm_up": 4, "item_size": 16},
@@ -39,7 +58,8 @@ SMALL: dict[type[Agent], dict[str, Any]] = {
     },
 }
 AGENTS = list(SMALL)
-ORACLES = [MyopicOracle, IndexPolicy]
+ORACLES = [MyopicOracle, EpsilonOracle, IndexPolicy, PlanningOracle]
+AT_RANDOM = (Random, EpsilonOracle)  # even when they are asked to be deterministic
 LEARNERS = [Popularity, Rotation, LinUCB, Scorer, PPOAgent, DQNAgent]
 ON_SB3 = [PPOAgent, DQNAgent]
 # A shop in which everything happens soon.
@@ -55,6 +75,8 @@ def make_agent(cls: type[Agent], env: RecsysVectorEnv | None = None, **settings:
     """A small agent, bound to ``env`` (the small shop by default)."""
     agent = cls(**(SMALL[cls] | {"device": "cpu"} | settings))
     agent.bind(make_env(agent.num_envs) if env is None else env)
+    if isinstance(agent, PlanningOracle):
+        agent.learn(0)  # it has no plan before
     return agent
 
 

@@ -11,6 +11,7 @@ from agent_cases import greet, make_agent, make_env, one_line
 
 import agents
 from agents.references import (
+    EpsilonOracle,
     IndexPolicy,
     MyopicOracle,
     Popularity,
@@ -48,7 +49,7 @@ def test_only_references_read_what_is_secret():
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in SECRETS
     }
-    assert readers == {"references.py"}
+    assert readers == {"references.py", "planning.py"}
 
 
 # --- random --------------------------------------------------------------------------
@@ -107,6 +108,33 @@ def test_oracles_recommend_only_to_those_they_see_through(cls):
     unseen = make_env(32)
     with pytest.raises(UsageError, match="reset"), agent.acting_in(unseen):
         agent.predict(observation)
+
+
+def test_epsilon_oracle_is_random_as_often_as_it_says():
+    env = make_env(6000, scenario="static")
+    observation = greet(env)
+    best_N, _ = make_agent(MyopicOracle, env).predict(observation)
+    agent = make_agent(EpsilonOracle, env, epsilon=0.3)
+    item_N, _ = agent.predict(observation)
+    other_N = item_N != best_N
+    # a random item is the best one in one case of twelve
+    assert other_N.mean() == pytest.approx(0.3 * 11 / 12, abs=0.03)
+    assert (agent.predict(observation)[0] != item_N).any()
+    assert np.bincount(item_N[other_N], minlength=12).min() > 50
+    np.testing.assert_array_equal(
+        make_agent(EpsilonOracle, env, epsilon=0.0).predict(observation)[0], best_N
+    )
+
+
+def test_epsilon_oracle_pays_for_exploring_while_it_is_judged():
+    env = make_env(2000, scenario="static")
+    greedy, some, all_random = (
+        play(make_agent(EpsilonOracle, env, epsilon=epsilon), env, 3).return_E.mean()
+        for epsilon in (0.0, 0.3, 1.0)
+    )
+    assert greedy == play(make_agent(MyopicOracle, env), env, 3).return_E.mean()
+    assert some == pytest.approx(0.7 * greedy + 0.3 * all_random, abs=0.3)
+    assert greedy - all_random > 3.0
 
 
 def test_index_policy_weighs_quality():

@@ -175,6 +175,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
         (["env.num_items=many"], "num_items"),
         (["total_timesteps=0"], "total_timesteps"),
         (["eval.shoppers=1"], "eval.shoppers"),
+        (["eval.reference=index_polcy"], "did you mean 'index_policy'"),
         (["device=tpu"], "device"),
         (["seed=-1"], "seed"),
         (["if_exists=perhaps"], "if_exists"),
@@ -228,7 +229,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert 'pip install "recenv[worlds]"' in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["run", "plot", "evaluate", "bench"])
+@pytest.mark.parametrize("module", ["run", "plot", "evaluate", "headroom", "bench"])
 def test_missing_agents_extra_is_one_line(module: str, tmp_path: Path) -> None:
     (tmp_path / "hydra.py").write_text("raise ModuleNotFoundError('hydra', name='hydra')")
     done = command(module, env=os.environ | {"PYTHONPATH": str(tmp_path)})
@@ -300,6 +301,7 @@ def test_a_command_that_ignores_interrupts_goes_on_doing_so(tmp_path: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_was_evaluated(tmp_path: Path, number: int) -> None:
     words = ["agent=linucb", "env.num_items=20", "eval.shoppers=1000", "eval.first=500"]
+    words.append("eval.reference=index_policy")
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *words, f"runs_dir={tmp_path}"],
         cwd=ROOT,
