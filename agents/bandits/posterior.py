@@ -1,10 +1,162 @@
-"""What a bandit believes, apart from how it explores."""
+"""What a bandit believes, apart from how it explores.
+
+Every posterior counts answers with ``add``, makes them felt with ``solve``, and scores all
+items with ``mean``, ``deviation`` and ``sample``. With a ``forgetting`` factor below 1 an
+answer weighs that much less with every newer one (discounted least squares, Russac et al.
+2019), so that about the last 1 / (1 - forgetting) are remembered; the prior is not forgotten.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 import torch
 
 Tensor = torch.Tensor
+ITEMS_AT_ONCE = 2048  # whose squared features are in memory while a system is made
+CLOSE_ENOUGH = 0.02  # to a mode: the largest change of a log odds in the last step
+LEAST_WEIGHT = 1e-3  # of an answer in a Newton step: p (1 - p) vanishes where p is extreme
+
+
+@dataclass(frozen=True)
+class Context:
+    """Who is to be recommended something.
+
+    Attributes:
+        x_NQ: what is known of the shoppers.
+        own_NI: what of a shopper depends on the item.
+    """
+
+    x_NQ: Tensor
+    own_NI: Tensor
+
+    def of(self, item_N: Tensor) -> Tensor:
+        """[x, own] for one item each, (N, Q + 1)."""
+        return torch.cat([self.x_NQ, self.own_NI.gather(1, item_N[:, None])], dim=1)
+
+
+class Posterior(Protocol):
+    """What exploration needs of a belief about every item's answer."""
+
+    def mean(self, context: Context) -> Tensor:
+        """Expected answers (N, I)."""
+
+    def deviation(self, context: Context) -> Tensor:
+        """Posterior standard deviations (N, I) of the expected answers."""
+
+    def sample(self, context: Context, scale: float, generator: torch.Generator) -> Tensor:
+        """Expected answers (N, I) as they may be, apart from the mean by ``scale`` times as
+        much as is believed."""
+
+
+class Linear(Posterior, Protocol):
+    """A posterior that is linear in features of shoppers."""
+
+    def add(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor) -> None:
+        """Count a batch of answers; ``solve`` makes them felt."""
+
+    def solve(self) -> None:
+        """Weights and their uncertainty from all that was counted."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums, from which everything follows."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over another posterior of the same sizes, and solve."""
+
+
+class BetaRates:
+    """Purchase rates (I,), each with a Beta posterior of its own and the prior
+    Beta(prior, prior).
+
+    Args:
+        items: I.
+    """
+
+    def __init__(
+        self, items: int, device: torch.device, prior: float = 1.0, forgetting: float = 1.0
+    ):
+        self.prior, self.forgetting = prior, forgetting
+        self.count_I = torch.zeros(items, dtype=torch.float64, device=device)
+        self.bought_I = torch.zeros_like(self.count_I)
+
+    def add(self, item_N: Tensor, bought_N: Tensor) -> None:
+        """Count a batch of answers."""
+        bought_N = bought_N.double()
+        if self.forgetting < 1.0:
+            self.count_I *= self.forgetting ** len(item_N)
+            self.bought_I *= self.forgetting ** len(item_N)
+        self.count_I.index_add_(0, item_N, torch.ones_like(bought_N))
+        self.bought_I.index_add_(0, item_N, bought_N)
+
+    @property
+    def mean_I(self) -> Tensor:
+        """Expected purchase rates (I,)."""
+        return (self.bought_I + self.prior) / (self.count_I + 2 * self.prior)
+
+    def sample(self, shoppers: int, rng: np.random.Generator) -> Tensor:
+        """Purchase rates as they may be, (N, I): numpy's, as torch's public Beta draws from
+        the global generator alone."""
+        yes_I = (self.bought_I + self.prior).cpu().numpy()
+        no_I = (self.count_I - self.bought_I + self.prior).cpu().numpy()
+        rate_NI = rng.beta(yes_I, np.maximum(no_I, self.prior), size=(shoppers, len(yes_I)))
+        return torch.as_tensor(rate_NI, device=self.count_I.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"count_I": self.count_I, "bought_I": self.bought_I}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
+
+
+class ItemSums:
+    """Sums over the answers to each item: the count, x, x x', y and x y, in float64.
+
+    Both ridge regressions need no more than these.
+
+    Args:
+        items, size: I and P.
+    """
+
+    NAMES = ("count_I", "x_IP", "xx_IPP", "y_I", "xy_IP")
+
+    def __init__(self, items: int, size: int, device: torch.device, forgetting: float = 1.0):
+        self.forgetting = forgetting
+        new = torch.zeros(0, dtype=torch.float64, device=device).new_zeros
+        self.count_I = new(items)
+        self.x_IP = new(items, size)
+        self.xx_IPP = new(items, size, size)
+        self.y_I = new(items)
+        self.xy_IP = new(items, size)
+
+    def add(
+        self, x_NP: Tensor, item_N: Tensor, y_N: Tensor, weight_N: Tensor | None = None
+    ) -> None:
+        """Count a batch of answers, each ``weight_N`` times (once by default)."""
+        x_NP, y_N = x_NP.double(), y_N.double()
+        weight_N = torch.ones_like(y_N) if weight_N is None else weight_N.double()
+        weighted_NP = x_NP * weight_N[:, None]
+        self.count_I.index_add_(0, item_N, weight_N)
+        self.x_IP.index_add_(0, item_N, weighted_NP)
+        self.xx_IPP.index_add_(0, item_N, weighted_NP[:, :, None] * x_NP[:, None, :])
+        self.y_I.index_add_(0, item_N, weight_N * y_N)
+        self.xy_IP.index_add_(0, item_N, weighted_NP * y_N[:, None])
+
+    def forget(self, answers: int) -> None:
+        """Let all that was counted weigh less, now that there are newer answers."""
+        if self.forgetting < 1.0:
+            for total in self.state_dict().values():
+                total.mul_(self.forgetting**answers)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.NAMES}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
 
 
 class BilinearRidge:
@@ -12,7 +164,7 @@ class BilinearRidge:
 
     The expected answer to item i is  x' W f_i + b_i  with W (P, G) and b (I,) normal
     around zero with precisions ``ridge`` and ``item_ridge``, and noise of unit variance;
-    the shopper's features x may depend on the item.
+    the last of the shopper's features x may depend on the item.
 
     As f_i does not change, all that the data says lies in sums per item: the count, the
     sums of x, x x', y and x y. Eliminating the intercepts (the Schur complement) leaves
@@ -26,83 +178,328 @@ class BilinearRidge:
     Args:
         feature_IG: item features, without a constant.
         shopper_size: P.
+        draws: weights are drawn so often for a ``sample``, whose shoppers share them.
     """
 
     def __init__(
-        self, feature_IG: Tensor, shopper_size: int, ridge: float = 1.0, item_ridge: float = 1.0
+        self,
+        feature_IG: Tensor,
+        shopper_size: int,
+        ridge: float = 1.0,
+        item_ridge: float = 1.0,
+        forgetting: float = 1.0,
+        draws: int = 32,
     ):
         one = torch.ones_like(feature_IG[:, :1])
         self.feature_IG = torch.cat([one, feature_IG], dim=1).double()
-        self.ridge, self.item_ridge = ridge, item_ridge
-        items, p = len(feature_IG), shopper_size
-        new = self.feature_IG.new_zeros
-        self.count_I = new(items)
-        self.x_IP = new(items, p)
-        self.xx_IPP = new(items, p, p)
-        self.y_I = new(items)
-        self.xy_IP = new(items, p)
+        self.ridge, self.item_ridge, self.draws = ridge, item_ridge, draws
+        self.sums = ItemSums(len(feature_IG), shopper_size, feature_IG.device, forgetting)
         self.solve()
 
     def add(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor) -> None:
-        """Count a batch of answers; ``solve`` makes them felt."""
-        x_NP, y_N = x_NP.double(), y_N.double()
-        self.count_I.index_add_(0, item_N, torch.ones_like(y_N))
-        self.x_IP.index_add_(0, item_N, x_NP)
-        self.xx_IPP.index_add_(0, item_N, x_NP[:, :, None] * x_NP[:, None, :])
-        self.y_I.index_add_(0, item_N, y_N)
-        self.xy_IP.index_add_(0, item_N, x_NP * y_N[:, None])
+        self.sums.forget(len(y_N))
+        self.sums.add(x_NP, item_N, y_N)
 
     def solve(self) -> None:
-        """Weights, intercepts and their uncertainty from all that was counted."""
-        inverse, right_PG = self._system()
-        p, g = right_PG.shape
-        weight_PG = (inverse @ right_PG.reshape(-1)).reshape(p, g)
-        # everything a score needs, per item
-        direction_IP = self.feature_IG @ weight_PG.T
-        share_I = 1.0 / (self.count_I + self.item_ridge)
-        intercept_I = share_I * (self.y_I - (self.x_IP * direction_IP).sum(1))
-        blocks = inverse.reshape(p, g, p, g).permute(0, 2, 1, 3).reshape(p * p, g * g)
-        self.weight_PG = weight_PG
+        self.solve_mean()
+        self._spread()
+
+    def solve_mean(self) -> None:
+        """Weights and intercepts alone."""
+        sums = self.sums
+        p, g = sums.x_IP.shape[1], self.feature_IG.shape[1]
+        share_I = 1.0 / (sums.count_I + self.item_ridge)
+        right_PG = (sums.xy_IP - (share_I * sums.y_I)[:, None] * sums.x_IP).T @ self.feature_IG
+        self.root = torch.linalg.cholesky(self._system(share_I))
+        self.weight_PG = torch.cholesky_solve(right_PG.reshape(-1, 1), self.root).reshape(p, g)
+        direction_IP = self.feature_IG @ self.weight_PG.T
+        intercept_I = share_I * (sums.y_I - (sums.x_IP * direction_IP).sum(1))
         self.direction_IP, self.intercept_I = direction_IP.float(), intercept_I.float()
-        self.share_I = share_I.float()
-        self.centre_IP = (share_I[:, None] * self.x_IP).float()
-        self.spread_IPP = (self._squares() @ blocks.T).reshape(-1, p, p).float()
+        self.share_I = share_I
 
-    def _system(self) -> tuple[Tensor, Tensor]:
-        """The inverse of S (P G, P G), and the right-hand side (P, G)."""
-        (items, g), p = self.feature_IG.shape, self.x_IP.shape[1]
-        share_I = 1.0 / (self.count_I + self.item_ridge)
-        outer_IPP = self.x_IP[:, :, None] * self.x_IP[:, None, :]
-        cov_IPP = self.xx_IPP - share_I[:, None, None] * outer_IPP
-        system = cov_IPP.reshape(items, p * p).T @ self._squares()
-        system = system.reshape(p, p, g, g).permute(0, 2, 1, 3).reshape(p * g, p * g)
+    def _system(self, share_I: Tensor) -> Tensor:
+        """S, (P G, P G)."""
+        sums = self.sums
+        p, g = sums.x_IP.shape[1], self.feature_IG.shape[1]
+        outer_IPP = sums.x_IP[:, :, None] * sums.x_IP[:, None, :]
+        cov_IU = _upper(sums.xx_IPP - share_I[:, None, None] * outer_IPP)
+        parts = zip(cov_IU.split(ITEMS_AT_ONCE), self._squares(), strict=True)
+        system_UV = sum(cov_iU.T @ square_iV for cov_iU, square_iV in parts)
+        assert isinstance(system_UV, Tensor)
+        system = system_UV[_places(p, system_UV.device)][:, :, _places(g, system_UV.device)]
+        system = system.permute(0, 2, 1, 3).reshape(p * g, p * g)
         system.diagonal().add_(self.ridge)
-        right_PG = (self.xy_IP - (share_I * self.y_I)[:, None] * self.x_IP).T @ self.feature_IG
-        return torch.cholesky_inverse(torch.linalg.cholesky(system)), right_PG
+        return system
 
-    def _squares(self) -> Tensor:
-        """f_i f_i' of every item, (I, G G)."""
-        outer_IGG = self.feature_IG[:, :, None] * self.feature_IG[:, None, :]
-        return outer_IGG.reshape(len(outer_IGG), -1)
+    def _squares(self) -> list[Tensor]:
+        """The upper triangles of f_i f_i', (i, G (G + 1) / 2), some items at a time."""
+        return [_products(feature_iG) for feature_iG in self.feature_IG.split(ITEMS_AT_ONCE)]
 
-    def mean(self, x_NIP: Tensor, part: slice) -> Tensor:
-        """Expected answers (N, i) of the items ``part``."""
-        shared_NI = torch.einsum("nip,ip->ni", x_NIP, self.direction_IP[part])
-        return shared_NI + self.intercept_I[part]
+    def _spread(self) -> None:
+        """All that ``deviation`` needs of every item.
 
-    def deviation(self, x_NIP: Tensor, part: slice) -> Tensor:
-        """Posterior standard deviations (N, i) of the expected answers."""
-        apart_INP = (x_NIP - self.centre_IP[part]).transpose(0, 1)
-        variance_IN = (torch.bmm(apart_INP, self.spread_IPP[part]) * apart_INP).sum(2)
-        return (variance_IN.T + self.share_I[part]).clamp(min=0).sqrt()
+        An item's variance is share_i + d' A_i d, d = x - centre_i, A_i = (I (x) f_i)' S^-1
+        (I (x) f_i). As a polynomial in what ``x`` differs from a common centre it is one
+        matrix product for all shoppers and items.
+        """
+        sums = self.sums
+        p, g = sums.x_IP.shape[1], self.feature_IG.shape[1]
+        inverse = torch.cholesky_inverse(self.root).reshape(p, g, p, g).permute(0, 2, 1, 3)
+        row, column = torch.triu_indices(p, p, device=inverse.device)
+        blocks_UV = _folded(inverse[row, column])
+        spread_IU = torch.cat([square_iV @ blocks_UV.T for square_iV in self._squares()])
+        spread_IPP = spread_IU[:, _places(p, spread_IU.device)]
+        weight = sums.count_I.sum().clamp(min=1e-12)
+        self.centre_P = sums.x_IP.sum(0) / weight
+        apart_IP = self.share_I[:, None] * sums.x_IP - self.centre_P
+        pull_IP = (spread_IPP @ apart_IP[:, :, None])[:, :, 0]
+        rest_I = (pull_IP * apart_IP).sum(1) + self.share_I
+        q = p - 1
+        shopper_IU = _folded(spread_IPP[:, :q, :q])
+        parts = [shopper_IU, -2 * pull_IP[:, :q], rest_I[:, None]]
+        self._shopper_IV = torch.cat(parts, dim=1).float()
+        self._cross_IP = 2 * torch.cat([spread_IPP[:, q, :q], -pull_IP[:, q:]], dim=1).float()
+        self._own_I = spread_IPP[:, q, q].float()
+
+    def mean(self, context: Context) -> Tensor:
+        q = context.x_NQ.shape[1]
+        mean_NI = torch.addmm(self.intercept_I, context.x_NQ, self.direction_IP[:, :q].T)
+        return mean_NI.addcmul_(context.own_NI, self.direction_IP[:, q])
+
+    def mean_of(self, x_NP: Tensor, item_N: Tensor) -> Tensor:
+        """Expected answers (N,) to one item each."""
+        return (x_NP * self.direction_IP[item_N]).sum(1) + self.intercept_I[item_N]
+
+    def deviation(self, context: Context) -> Tensor:
+        centre_P = self.centre_P.float()
+        x_NQ, own_NI = context.x_NQ - centre_P[:-1], context.own_NI - centre_P[-1]
+        one_N1 = torch.ones_like(x_NQ[:, :1])
+        variance_NI = torch.cat([_products(x_NQ), x_NQ, one_N1], dim=1) @ self._shopper_IV.T
+        cross_NI = torch.cat([x_NQ, one_N1], dim=1) @ self._cross_IP.T
+        cross_NI.addcmul_(own_NI, self._own_I)
+        return variance_NI.addcmul_(cross_NI, own_NI).clamp_(min=0).sqrt_()
+
+    def sample(self, context: Context, scale: float, generator: torch.Generator) -> Tensor:
+        """Drawn from the joint posterior: ``draws`` times the weights W, each for its share
+        of the shoppers, and the intercepts given W for every shopper."""
+        shoppers, q = context.x_NQ.shape
+        draws = min(self.draws, max(shoppers, 1))
+        weight_MPG = self._draw(draws, scale, generator)
+        feature_GI = self.feature_IG.float().T
+        at_MPI = weight_MPG @ feature_GI
+        centre_IP = (self.share_I[:, None] * self.sums.x_IP).float()
+        base_MI = (self.share_I * self.sums.y_I).float() - torch.einsum(
+            "mpi,ip->mi", at_MPI, centre_IP
+        )
+        draw_N = torch.arange(shoppers, device=base_MI.device) % draws
+        direction_NG = torch.bmm(context.x_NQ[:, None], weight_MPG[draw_N, :q])[:, 0]
+        luck_NI = torch.randn(
+            context.own_NI.shape, generator=generator, device=context.own_NI.device
+        )
+        sample_NI = torch.addmm(base_MI[draw_N], direction_NG, feature_GI)
+        sample_NI.addcmul_(context.own_NI, at_MPI[draw_N, q])
+        return sample_NI.addcmul_(luck_NI, scale * self.share_I.sqrt().float())
+
+    def _draw(self, draws: int, scale: float, generator: torch.Generator) -> Tensor:
+        """Weights (M, P, G) from their posterior."""
+        p, g = self.weight_PG.shape
+        luck = torch.randn(
+            p * g, draws, generator=generator, device=self.root.device, dtype=self.root.dtype
+        )
+        apart = torch.linalg.solve_triangular(self.root.T, luck, upper=True)
+        return (self.weight_PG + scale * apart.T.reshape(draws, p, g)).float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The features and the sums, from which everything follows."""
-        names = ("feature_IG", "count_I", "x_IP", "xx_IPP", "y_I", "xy_IP")
-        return {name: getattr(self, name) for name in names}
+        return {"feature_IG": self.feature_IG, **self.sums.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over another posterior of the same sizes, and solve."""
-        for name, value in self.state_dict().items():
-            value.copy_(state[name])
+        self.feature_IG.copy_(state["feature_IG"])
+        self.sums.load_state_dict(state)
         self.solve()
+
+
+class ItemRidge:
+    """A Bayesian ridge regression on shopper features for every item by itself ("disjoint").
+
+    The expected answer to item i is  x' w_i,  w_i normal around zero with precision
+    ``ridge`` and noise of unit variance. ``solve`` factorises (Cholesky) the P x P systems
+    of those items alone that were answered since: for a batch it costs less than as many
+    rank-one updates of inverses, and does not gather rounding errors.
+
+    Args:
+        items, shopper_size: I and P; the context's ``own_NI`` is left out.
+    """
+
+    def __init__(
+        self,
+        items: int,
+        shopper_size: int,
+        device: torch.device,
+        ridge: float = 1.0,
+        forgetting: float = 1.0,
+    ):
+        self.ridge, self.size = ridge, shopper_size
+        self.sums = ItemSums(items, shopper_size, device, forgetting)
+        self._changed_I = torch.ones(items, dtype=torch.bool, device=device)
+        self.direction_IP = torch.zeros(items, shopper_size, device=device)
+        self._spread_IU = torch.zeros(items, shopper_size * (shopper_size + 1) // 2, device=device)
+        self.solve()
+
+    def add(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor) -> None:
+        self.sums.forget(len(y_N))
+        self.sums.add(x_NP[:, : self.size], item_N, y_N)
+        self.touch(item_N)
+
+    def touch(self, item_N: Tensor) -> None:
+        """These items are to be solved again; all, where the others were forgotten a bit."""
+        if self.sums.forgetting < 1.0:
+            self._changed_I[:] = True
+        else:
+            self._changed_I[item_N] = True
+
+    def solve(self) -> None:
+        self.solve_mean()
+
+    def solve_mean(self) -> None:
+        item_n = self._changed_I.nonzero()[:, 0]
+        system_nPP = self.sums.xx_IPP[item_n]
+        system_nPP.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        inverse_nPP = torch.cholesky_inverse(torch.linalg.cholesky(system_nPP))
+        weight_nP = (inverse_nPP @ self.sums.xy_IP[item_n][:, :, None])[:, :, 0]
+        self.direction_IP[item_n] = weight_nP.float()
+        self._spread_IU[item_n] = _folded(inverse_nPP).float()
+        self._changed_I[:] = False
+
+    def mean(self, context: Context) -> Tensor:
+        return context.x_NQ @ self.direction_IP.T
+
+    def mean_of(self, x_NP: Tensor, item_N: Tensor) -> Tensor:
+        """Expected answers (N,) to one item each."""
+        return (x_NP[:, : self.size] * self.direction_IP[item_N]).sum(1)
+
+    def deviation(self, context: Context) -> Tensor:
+        variance_NI = _products(context.x_NQ) @ self._spread_IU.T
+        return variance_NI.clamp_(min=0).sqrt_()
+
+    def sample(self, context: Context, scale: float, generator: torch.Generator) -> Tensor:
+        """Items know nothing of each other, so that their answers are drawn one by one."""
+        mean_NI = self.mean(context)
+        luck_NI = torch.randn(mean_NI.shape, generator=generator, device=mean_NI.device)
+        return mean_NI.addcmul_(luck_NI, self.deviation(context), value=scale)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.sums.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.sums.load_state_dict(state)
+        self._changed_I[:] = True
+        self.solve()
+
+
+class LogisticLaplace:
+    """Bayesian logistic regression by Laplace's approximation, on the features of a ridge.
+
+    The log odds of a purchase are linear, and their posterior is taken for normal: around
+    its mode, with the curvature there. Each ``solve`` starts from the last posterior as
+    prior (Chapelle and Li 2011, with all covariances) and finds the mode by weighted least
+    squares: steps on Jaakkola and Jordan's bound, which unlike Newton's cannot overshoot,
+    and from near the mode one of Newton's, whose weights p (1 - p) are the curvature.
+    Answers of former solves keep the weights that they had then.
+
+    Args:
+        ridge: the regression whose prior, features and sums serve.
+        steps: towards the mode, at most.
+    """
+
+    def __init__(self, ridge: BilinearRidge | ItemRidge, steps: int = 6):
+        self.linear = ridge
+        self.steps = steps
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor) -> None:
+        self._waiting.append((x_NP, item_N, y_N))
+
+    def solve(self) -> None:
+        if self._waiting:
+            x_NP, item_N, y_N = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting = []
+            self._find_mode(x_NP, item_N, y_N)
+        self.linear.solve()
+
+    def _find_mode(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor) -> None:
+        linear = self.linear
+        linear.sums.forget(len(y_N))
+        before = {name: total.clone() for name, total in linear.sums.state_dict().items()}
+        log_odds_N = linear.mean_of(x_NP, item_N).double()
+        for _ in range(self.steps):
+            weight_N = _bound_weight(log_odds_N)
+            self._add(x_NP, item_N, (y_N.double() - 0.5) / weight_N, weight_N)
+            linear.solve_mean()
+            linear.sums.load_state_dict(before)
+            last_N, log_odds_N = log_odds_N, linear.mean_of(x_NP, item_N).double()
+            if (log_odds_N - last_N).abs().max() < CLOSE_ENOUGH:
+                break
+        self.add_linearised(x_NP, item_N, y_N, log_odds_N)
+
+    def add_linearised(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor, log_odds_N: Tensor) -> None:
+        """Count answers with the curvature that their likelihood has at these log odds."""
+        p_N = log_odds_N.double().sigmoid()
+        weight_N = (p_N * (1 - p_N)).clamp(min=LEAST_WEIGHT)
+        working_N = log_odds_N + (y_N.double() - p_N) / weight_N
+        self._add(x_NP, item_N, working_N, weight_N)
+
+    def _add(self, x_NP: Tensor, item_N: Tensor, y_N: Tensor, weight_N: Tensor) -> None:
+        if isinstance(self.linear, ItemRidge):
+            x_NP = x_NP[:, : self.linear.size]
+            self.linear.touch(item_N)
+        self.linear.sums.add(x_NP, item_N, y_N, weight_N)
+
+    def mean(self, context: Context) -> Tensor:
+        return self.linear.mean(context)
+
+    def deviation(self, context: Context) -> Tensor:
+        return self.linear.deviation(context)
+
+    def sample(self, context: Context, scale: float, generator: torch.Generator) -> Tensor:
+        return self.linear.sample(context, scale, generator)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.linear.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.linear.load_state_dict(state)
+
+
+def _bound_weight(log_odds_N: Tensor) -> Tensor:
+    """tanh(a / 2) / (2 a), the curvature of the bound on log sigmoid that touches at a."""
+    size_N = log_odds_N.abs().clamp(min=1e-4)
+    return (size_N / 2).tanh() / (2 * size_N)
+
+
+def _products(x_NQ: Tensor) -> Tensor:
+    """x_a x_b for a <= b, (N, Q (Q + 1) / 2)."""
+    row, column = torch.triu_indices(x_NQ.shape[1], x_NQ.shape[1], device=x_NQ.device)
+    return x_NQ[:, row] * x_NQ[:, column]
+
+
+def _upper(square: Tensor) -> Tensor:
+    """The upper triangle of symmetric (..., Q, Q), in the order of ``_products``."""
+    row, column = torch.triu_indices(square.shape[-1], square.shape[-1], device=square.device)
+    return square[..., row, column]
+
+
+def _folded(square: Tensor) -> Tensor:
+    """The same of any (..., Q, Q) with its lower triangle added: x' A x of ``_products``."""
+    q = square.shape[-1]
+    row, column = torch.triu_indices(q, q, device=square.device)
+    both = square[..., row, column] + square[..., column, row]
+    return both * torch.where(row == column, 0.5, 1.0).to(both)
+
+
+def _places(size: int, device: torch.device) -> Tensor:
+    """Where each entry of a symmetric matrix lies in its ``_upper``, (size, size)."""
+    row, column = torch.triu_indices(size, size, device=device)
+    place = torch.zeros(size, size, dtype=torch.int64, device=device)
+    place[row, column] = place[column, row] = torch.arange(len(row), device=device)
+    return place

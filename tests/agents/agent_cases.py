@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from agents.bandits.context_free import UCB1, BetaTS, EpsilonGreedy
+from agents.bandits.ensemble_ts import EnsembleTS
+from agents.bandits.lin_ts import LinTS
 from agents.bandits.linucb import LinUCB
+from agents.bandits.logistic_ts import LogisticTS
+from agents.bandits.neural_linear_ts import NeuralLinearTS
 from agents.base import Agent
 from agents.dqn import DQNAgent
 from agents.planning import PlanningOracle
@@ -39,7 +44,14 @@ SMALL: dict[type[Agent], dict[str, Any]] = {
     },
     Popularity: {"num_envs": 32},
     Rotation: {"num_envs": 32, "length": 5, "pool": 10},
+    EpsilonGreedy: {"num_envs": 32},
+    UCB1: {"num_envs": 32},
+    BetaTS: {"num_envs": 32},
     LinUCB: {"num_envs": 32, "warm_up": 4, "item_size": 16},
+    LinTS: {"num_envs": 32, "warm_up": 4, "item_size": 8},
+    LogisticTS: {"num_envs": 32, "warm_up": 4, "item_size": 4, "growth": 0.5},
+    NeuralLinearTS: {"num_envs": 32, "width": 4, "hidden": 8, "batch_size": 64},
+    EnsembleTS: {"num_envs": 32, "members": 3, "width": 4, "hidden": 8, "batch_size": 64},
     Scorer: {"num_envs": 32, "width": 8, "hidden": 16, "batch_size": 64},
     PPOAgent: {
         "num_envs": 32,
@@ -60,7 +72,10 @@ SMALL: dict[type[Agent], dict[str, Any]] = {
 AGENTS = list(SMALL)
 ORACLES = [MyopicOracle, EpsilonOracle, IndexPolicy, PlanningOracle]
 AT_RANDOM = (Random, EpsilonOracle)  # even when they are asked to be deterministic
-LEARNERS = [Popularity, Rotation, LinUCB, Scorer, PPOAgent, DQNAgent]
+CONTEXT_FREE = [EpsilonGreedy, UCB1, BetaTS]
+LINEAR = [LinUCB, LinTS, LogisticTS]
+BANDITS = [*CONTEXT_FREE, *LINEAR, NeuralLinearTS, EnsembleTS]
+LEARNERS = [Popularity, Rotation, *BANDITS, Scorer, PPOAgent, DQNAgent]
 ON_SB3 = [PPOAgent, DQNAgent]
 # A shop in which everything happens soon.
 SHOP = {"num_items": 12, "num_categories": 3, "interest_dim": 4, "horizon": 8}

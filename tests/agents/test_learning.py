@@ -6,7 +6,12 @@ from functools import cache
 
 import pytest
 
+from agents.bandits.context_free import UCB1, BetaTS, EpsilonGreedy
+from agents.bandits.ensemble_ts import EnsembleTS
+from agents.bandits.lin_ts import LinTS
 from agents.bandits.linucb import LinUCB
+from agents.bandits.logistic_ts import LogisticTS
+from agents.bandits.neural_linear_ts import NeuralLinearTS
 from agents.base import Agent
 from agents.dqn import DQNAgent
 from agents.ppo import PPOAgent
@@ -32,7 +37,15 @@ def earned(cls: type[Agent]) -> float:
     [
         (Popularity, {"num_envs": 128}, 30_000, 0.08),
         (Rotation, {"num_envs": 128}, 60_000, 0.08),
+        (EpsilonGreedy, {"num_envs": 64}, 20_000, 0.08),
+        (UCB1, {"num_envs": 64}, 20_000, 0.08),
+        (BetaTS, {"num_envs": 64}, 20_000, 0.08),
         (LinUCB, {"num_envs": 64}, 20_000, 0.9),
+        (LinUCB, {"num_envs": 64, "disjoint": True, "alpha": 0.2}, 40_000, 0.8),
+        (LinTS, {"num_envs": 64, "item_size": 16}, 20_000, 0.9),
+        (LogisticTS, {"num_envs": 64, "item_size": 16}, 20_000, 0.9),
+        (NeuralLinearTS, {"num_envs": 64}, 40_000, 0.9),
+        (EnsembleTS, {"num_envs": 64, "members": 4}, 40_000, 0.85),
         (Scorer, {"num_envs": 64}, 40_000, 0.9),
         (PPOAgent, {"num_envs": 128}, 60_000, 0.8),
         (DQNAgent, {"num_envs": 32, "learning_starts": 1000}, 40_000, 0.75),

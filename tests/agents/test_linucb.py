@@ -8,8 +8,9 @@ import torch
 from agent_cases import greet, make_agent, make_env
 
 from agents import features
-from agents.bandits import linucb
+from agents.bandits.lin_ts import LinTS
 from agents.bandits.linucb import LinUCB
+from agents.bandits.posterior import Context, ItemRidge
 
 CPU = torch.device("cpu")
 
@@ -60,42 +61,56 @@ def test_item_features_are_those_of_the_catalogue_or_fewer():
     assert features.item_features(catalogue, 5).shape == (12, 5)
 
 
-def test_bound_is_mean_and_deviation_of_every_item(monkeypatch):
-    agent = make_agent(LinUCB)
+def test_bound_is_mean_and_deviation_of_every_item():
+    agent = make_agent(LinUCB, alpha=2.0)
     agent.learn(640)
     observation = greet(agent.env, steps=3)
-    low, high = agent._bound(observation, 0.0), agent._bound(observation, 2.0)
-    np.testing.assert_array_equal(agent.score(observation), low)
-    one = np.ones((32, 12, 1), dtype=np.float32)
-    own = agent._satiation(torch.as_tensor(observation)).numpy()[:, :, None]
-    x_NIP = torch.as_tensor(
-        np.concatenate([one, np.repeat(observation[:, None], 12, axis=1), own], axis=2)
-    )
-    every = slice(0, 12)
-    np.testing.assert_allclose(low, agent._posterior.mean(x_NIP, every), atol=1e-5)
-    wide = agent._posterior.deviation(x_NIP, every).numpy()
-    assert (wide > 0).all()
-    np.testing.assert_allclose(high - low, 2 * wide, atol=1e-5)
-    monkeypatch.setattr(linucb, "ITEMS_AT_ONCE", 5)
-    np.testing.assert_allclose(agent._bound(observation, 2.0), high, atol=1e-5)
+    tensor = torch.as_tensor(observation)
+    context = Context(torch.cat([torch.ones(32, 1), tensor], dim=1), agent._satiation(tensor))
+    mean_NI = agent._posterior.mean(context).numpy()
+    np.testing.assert_allclose(agent.score(observation), mean_NI, atol=1e-5)
+    wide_NI = agent._posterior.deviation(context).numpy()
+    assert (wide_NI > 0).all()
+    bound_NI = agent.explored(observation).numpy()
+    np.testing.assert_allclose(bound_NI, mean_NI + 2 * wide_NI, atol=1e-5)
+    np.testing.assert_array_equal(agent.explore(observation), bound_NI.argmax(1))
+
+
+def test_linear_bandits_differ_in_their_exploration_alone():
+    """With one log of answers they believe the same, to the last bit."""
+    ucb, thompson = make_agent(LinUCB, item_size=8), make_agent(LinTS, item_size=8)
+    for agent in (ucb, thompson):
+        rng = np.random.default_rng(0)
+        for seed in range(5):
+            observation = greet(agent.env, seed)
+            item_N = rng.integers(12, size=32)
+            agent.absorb(observation, item_N, (rng.random(32) < 0.4).astype(np.float32))
+        agent._solve()
+    observation = greet(ucb.env, 9)
+    np.testing.assert_array_equal(ucb.score(observation), thompson.score(observation))
+    assert {name for name in vars(LinUCB) if not name.startswith("_")} == {"name", "exploration"}
+    assert {name for name in vars(LinTS) if not name.startswith("_")} == {"name", "exploration"}
+    assert (ucb.explored(observation) != thompson.explored(observation)).any()
+    np.testing.assert_array_equal(ucb.explored(observation), ucb.explored(observation))
+    assert (thompson.explored(observation) != thompson.explored(observation)).all()
 
 
 def test_explores_what_it_knows_least():
-    agent = make_agent(LinUCB, alpha=100.0)
+    agent = make_agent(LinUCB, alpha=100.0, growth=0.15)
     agent.learn(640)
     observation = greet(agent.env)
-    shown_I = agent._posterior.count_I.numpy()
+    shown_I = agent._posterior.sums.count_I.numpy()
     assert shown_I.min() >= 20  # of 640 / 12 = 53 on average
-    greedy = make_agent(LinUCB, alpha=0.0)
+    greedy = make_agent(LinUCB, alpha=0.0, growth=0.15)
     greedy.learn(640)
-    assert greedy._posterior.count_I.numpy().min() < 20
+    assert greedy._posterior.sums.count_I.numpy().min() < 20
     np.testing.assert_array_equal(greedy.explore(observation), greedy.predict(observation)[0])
 
 
 def test_every_answer_is_felt_at_the_end_of_learning():
     agent = make_agent(LinUCB, growth=1e6)
     agent.learn(640)
-    assert int(agent._posterior.count_I.sum()) == 640
+    assert int(agent._posterior.sums.count_I.sum()) == 640
     observation = greet(agent.env)
     before = agent.score(observation)
     agent._posterior.solve()
@@ -116,8 +131,8 @@ def test_wide_observations_are_projected(shop):
     agent.learn(640, lambda timesteps: stages.append(agent._posterior is None) or True)
     assert stages == [True] * 4 + [False] * 16
     assert agent._axes_SP.shape == (observation.shape[1], 4)
-    assert agent._posterior.x_IP.shape == (12, 4 + 2)
-    assert int(agent._posterior.count_I.sum()) == 640  # those of the warm-up too
+    assert agent._posterior.sums.x_IP.shape == (12, 4 + 2)
+    assert int(agent._posterior.sums.count_I.sum()) == 640  # those of the warm-up too
     assert np.ptp(agent.score(observation), axis=1).min() > 0
 
 
@@ -132,3 +147,24 @@ def test_ten_thousand_items():
     items, scores = agent.recommend(observation, 10)
     np.testing.assert_array_equal(scores, -np.sort(-score_NI, axis=1)[:, :10])
     assert items.shape == (64, 10)
+
+
+def test_disjoint_items_learn_nothing_from_each_other():
+    agent = make_agent(LinUCB, disjoint=True, growth=0.0)
+    observation = greet(agent.env)
+    agent.absorb(observation, np.full(32, 3), np.ones(32, dtype=np.float32))
+    assert isinstance(agent._posterior, ItemRidge)
+    score_NI = agent.score(observation)
+    assert (score_NI[:, 3] > 0.5).all()
+    assert not np.delete(score_NI, 3, axis=1).any()
+
+
+def test_forgetful_bandits_solve_as_often_as_they_forget():
+    """Where only the latest answers count, they count soon."""
+    agent = make_agent(LinUCB, forgetting=0.99, growth=0.5)
+    agent.learn(3200)
+    assert agent._remembered == pytest.approx(100, rel=0.3)
+    assert agent._posterior.sums.count_I.sum().item() == pytest.approx(100, rel=0.3)
+    solved: list[int] = []
+    agent.learn(640, lambda timesteps: solved.append(agent._unsolved) or True)
+    assert max(solved) <= 32

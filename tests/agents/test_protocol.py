@@ -10,7 +10,9 @@ import pytest
 from agent_cases import (
     AGENTS,
     AT_RANDOM,
+    CONTEXT_FREE,
     LEARNERS,
+    LINEAR,
     ON_SB3,
     ORACLES,
     SHOP,
@@ -22,7 +24,12 @@ from agent_cases import (
 )
 from safetensors.numpy import load_file
 
+from agents.bandits.context_free import UCB1, BetaTS, EpsilonGreedy
+from agents.bandits.ensemble_ts import EnsembleTS
+from agents.bandits.lin_ts import LinTS
 from agents.bandits.linucb import LinUCB
+from agents.bandits.logistic_ts import LogisticTS
+from agents.bandits.neural_linear_ts import NeuralLinearTS
 from agents.base import Agent, OnlineAgent, SessionMeter
 from agents.dqn import DQNAgent
 from agents.planning import PlanningOracle
@@ -274,7 +281,7 @@ def test_agents_made_for_another_shop_are_refused(cls, tmp_path):
     assert "set env.num_items=12" in refusal(cls, tmp_path, num_items=20)
     others = [{"observation": "behaviour", "history": 3}, {"interest_dim": 5}]
     for other in others:
-        if cls in (Popularity, Rotation):  # these look at nothing but the clock
+        if cls in (Popularity, Rotation, *CONTEXT_FREE):  # these look at nothing but the clock
             cls.load(tmp_path, make_env(**other))
         else:
             assert "env.observation" in refusal(cls, tmp_path, **other)
@@ -324,15 +331,16 @@ def test_a_place_that_cannot_be_written_to_is_told_in_one_line(cls, tmp_path):
     assert file.read_text() == "years of work"
 
 
-def test_linear_bandit_is_saved_with_whatever_it_learned(tmp_path):
-    narrow = make_agent(LinUCB, shopper_size=4, warm_up=1000)
+@pytest.mark.parametrize("cls", LINEAR, ids=lambda cls: cls.name)
+def test_linear_bandit_is_saved_with_whatever_it_learned(cls, tmp_path):
+    narrow = make_agent(cls, shopper_size=4, warm_up=1000)
     with pytest.raises(UsageError, match="learned nothing"):
         narrow.save(tmp_path / "nothing")
-    assert "missing" in refusal(LinUCB, tmp_path / "nothing")
+    assert "missing" in refusal(cls, tmp_path / "nothing")
     narrow.learn(320)  # ends before the warm-up does
     narrow.save(tmp_path)
     observation = greet(narrow.env)
-    loaded = LinUCB.load(tmp_path, make_env())
+    loaded = cls.load(tmp_path, make_env())
     assert np.ptp(narrow.score(observation)) > 0
     np.testing.assert_array_equal(loaded.score(observation), narrow.score(observation))
 
@@ -496,6 +504,27 @@ BAD = [
     (LinUCB, {"shopper_size": 0}),
     (LinUCB, {"item_size": 0.5}),
     (LinUCB, {"warm_up": 0}),
+    (LinUCB, {"disjoint": 1}),
+    (LinUCB, {"forgetting": 1.01}),
+    (LinUCB, {"delay": -1}),
+    (LinUCB, {"update_every": 0}),
+    (LinTS, {"alpha": float("nan")}),
+    (LogisticTS, {"ridge": 0.0}),
+    (EpsilonGreedy, {"epsilon": 1.5}),
+    (EpsilonGreedy, {"final_epsilon": -0.1}),
+    (EpsilonGreedy, {"anneal": 2}),
+    (EpsilonGreedy, {"prior": 0}),
+    (UCB1, {"alpha": -1}),
+    (BetaTS, {"forgetting": 0.1}),
+    (NeuralLinearTS, {"alpha": -1}),
+    (NeuralLinearTS, {"ridge": 0}),
+    (NeuralLinearTS, {"growth": -1}),
+    (NeuralLinearTS, {"width": 0}),
+    (NeuralLinearTS, {"log_rows": 0}),
+    (EnsembleTS, {"members": 0}),
+    (EnsembleTS, {"mask": 0}),
+    (EnsembleTS, {"prior_scale": -1}),
+    (EnsembleTS, {"learning_rate": 0}),
     (Scorer, {"shopper": "name"}),
     (Scorer, {"epsilon": 1.01}),
     (Scorer, {"final_epsilon": -0.01}),
@@ -542,9 +571,10 @@ def test_where_an_agent_was_trained_is_not_part_of_it(tmp_path):
 
 
 def test_every_online_learner_is_covered():
-    assert {cls for cls in LEARNERS if issubclass(cls, OnlineAgent)} == set(
-        OnlineAgent.__subclasses__()
-    )
+    def named(cls: type[Agent]) -> set[type[Agent]]:
+        return {cls} if "name" in vars(cls) else set().union(*map(named, cls.__subclasses__()))
+
+    assert {cls for cls in LEARNERS if issubclass(cls, OnlineAgent)} == named(OnlineAgent)
 
 
 def test_the_meter_scales_cut_sessions_to_whole_ones() -> None:
