@@ -42,8 +42,13 @@ from recenv.seeding import Role, generator
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# a colour of their own for the agents of the card, whatever else is drawn
-PREFERRED = {"ppo": 0, "scorer": 1, "dqn": 2, "linucb": 3, "popularity": 4, "rotation": 5}
+# a look of their own for the agents of the card, whatever else is drawn
+CARD = (
+    "ppo", "scorer", "dqn", "linucb", "popularity", "rotation", "random", "lin_ts", "logistic_ts",
+    "neural_linear_ts", "ensemble_ts", "epsilon_greedy", "ucb1", "beta_ts", "myopic_oracle",
+    "index_policy", "planning_oracle",
+)  # fmt: skip
+PREFERRED = {agent: place for place, agent in enumerate(CARD)}
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,14 @@ def draw(runs: list[results.RunDirectory], out: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_panel(axis, panel)
+        draw_panel(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    return save(figure, out)
+
+
+def save(figure: Figure, out: Path) -> Path:
+    """Write a picture, or say in one line why not."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150)
@@ -198,19 +208,22 @@ def _curve(label: str, seeds: list[dict[str, np.ndarray]]) -> Curve:
     return Curve(label, steps_E, *curve_interval(score_RE, rng), seeds=len(seeds))
 
 
-def _draw_panel(axis: Axes, panel: Panel) -> None:
+def draw_panel(axis: Axes, panel: Panel, legend: bool = True) -> None:
+    """The learning curves of one environment."""
     longest = max(curve.timesteps_E[-1] for curve in panel.curves)
     axis.axhline(1.0, color="0.35", linewidth=1.0, linestyle=":")
     axis.axhline(0.0, color="0.35", linewidth=1.0, linestyle=":")
-    _note(axis, 1.0, f"{panel.high} = 1")
-    _note(axis, 0.0, f"{panel.low} = 0")
+    note(axis, 1.0, f"{panel.high} = 1")
+    note(axis, 0.0, f"{panel.low} = 0")
     if panel.myopic is not None and abs(panel.myopic - 1.0) > 0.03:
         axis.axhline(panel.myopic, color="0.35", linewidth=1.0, linestyle=(0, (6, 2)))
-        _note(axis, panel.myopic, f"myopic oracle\n= {panel.myopic:.2f}")
-    known = _styles([curve.label for curve in panel.curves])
+        close = abs(panel.myopic - 1.0) < 0.12  # the text must not lie on the line's above
+        words = f"myopic oracle{' ' if close else chr(10)}= {panel.myopic:.2f}"
+        note(axis, panel.myopic, words, "top" if close and panel.myopic < 1 else "center")
+    known = styles([curve.label for curve in panel.curves])
     ranked = sorted(panel.curves, key=lambda curve: -curve.score_E[-1])
     for curve in ranked:
-        _draw_curve(axis, curve, known[curve.label])
+        draw_curve(axis, curve, known[curve.label])
     if longest > 0:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -220,8 +233,9 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     axis.set_title(panel.shop, fontsize=11, loc="left")
     axis.set_xlabel("environment steps consumed by learning")
     axis.set_ylabel("normalised score")
-    axis.grid(alpha=0.2)
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis)
+    if not legend:
+        return
     many = max(curve.seeds for curve in panel.curves) > 1
     axis.legend(
         fontsize=8,
@@ -233,7 +247,13 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     )
 
 
-def _draw_curve(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
+def tidy(axis: Axes) -> None:
+    axis.grid(alpha=0.2)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_curve(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
+    """A curve with its band; a line across where the agent does not learn."""
     label = f"{curve.label}: {curve.score_E[-1]:.2f} ({curve.seeds} seed{'s'[: curve.seeds > 1]})"
     if curve.flat:
         line = {key: style[key] for key in ("color", "linestyle")}
@@ -250,31 +270,34 @@ def _draw_curve(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
     )
 
 
-def _note(axis: Axes, height: float, text: str) -> None:
+def note(axis: Axes, height: float, text: str, va: str = "center") -> None:
+    """A remark at the right end of a height."""
     axis.annotate(
         text,
         (1.0, height),
         xycoords=("axes fraction", "data"),
         xytext=(5, 0),
         textcoords="offset points",
-        va="center",
+        va=va,
         fontsize=8,
         color="0.3",
         annotation_clip=False,
     )
 
 
-def _styles(labels: list[str]) -> dict[str, dict[str, Any]]:
+def styles(labels: list[str]) -> dict[str, dict[str, Any]]:
     """A colour, line and marker per agent; an agent keeps its own in every picture."""
-    styles, free = {}, [i for i in range(100) if i not in PREFERRED.values()]
+    found, free = {}, [i for i in range(1000) if i not in PREFERRED.values()]
     for label in sorted(labels):
         index = PREFERRED[label] if label in PREFERRED else free.pop(0)
-        styles[label] = {
+        again = index // len(COLOURS)
+        found[label] = {
             "color": COLOURS[index % len(COLOURS)],
             "linestyle": STYLES[index % len(STYLES)],
-            "marker": MARKERS[index % len(MARKERS)],
+            "marker": MARKERS[(index + again) % len(MARKERS)],
+            "markerfacecolor": "white" if again % 2 else COLOURS[index % len(COLOURS)],
         }
-    return styles
+    return found
 
 
 def main(argv: list[str]) -> None:

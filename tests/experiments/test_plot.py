@@ -92,7 +92,7 @@ def test_all_formats_many_panels_and_many_agents(tmp_path: Path, suffix: str) ->
 
 
 def test_styles_tell_agents_apart_and_stay_with_them() -> None:
-    few, many = plot._styles(["ppo", "scorer"]), plot._styles(["ppo", "scorer", "a", "b", "c"])
+    few, many = plot.styles(["ppo", "scorer"]), plot.styles(["ppo", "scorer", "a", "b", "c"])
     assert few["ppo"] == many["ppo"]
     assert len({tuple(map(str, style.values())) for style in many.values()}) == 5
 
