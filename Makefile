@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help run test lint bench story world clean
+.PHONY: help run test lint bench story leaderboard world clean
 
 help:
 	@echo "make run     set up and run the main job: PPO on Recsys-v0 (ARGS=... adds keys)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   speed, as ratios in one run"
 	@echo "make story   every claim of the README's table, trained and checked (about an hour)"
+	@echo "make leaderboard   what is missing of the published grid, its table and figures (hours)"
 	@echo "make world   build the complete_journey shop again"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -37,6 +38,10 @@ bench: $(VENV)/.ready
 
 story: $(VENV)/.ready
 	$(BIN)/python -m experiments.story $(ARGS)
+
+leaderboard: $(VENV)/.ready
+	$(BIN)/python -m experiments.leaderboard $(ARGS)
+	$(BIN)/python -m experiments.leaderboard draw=true $(ARGS)
 
 world: $(VENV)/.ready
 	$(BIN)/python -m recenv.worlds.complete_journey $(ARGS)

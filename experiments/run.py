@@ -78,10 +78,7 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
         if directory.finished:
             _show(directory)
         return directory
-    evaluation = config["eval"]
-    cache = directory.path.parent.parent
-    seed, shoppers, reference = (evaluation[key] for key in ("seed", "shoppers", "reference"))
-    judge = Judge(config["env"], seed, shoppers, cache, reference)
+    judge = make_judge(config)
     judge.prepare(agent)
     recorder = Recorder(agent, judge, directory, config)
     with recorder.training():
@@ -89,6 +86,13 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     recorder.finish()
     _show(directory)
     return directory
+
+
+def make_judge(config: dict[str, Any]) -> Judge:
+    """Who judges a configuration's run; the references are kept beside the runs of its shop."""
+    cache = run_directory(config).path.parent.parent
+    seed, shoppers, reference = (config["eval"][key] for key in ("seed", "shoppers", "reference"))
+    return Judge(config["env"], seed, shoppers, cache, reference)
 
 
 def _show(directory: results.RunDirectory) -> None:

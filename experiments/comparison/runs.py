@@ -370,7 +370,9 @@ def _flags(runs: Sequence[Run]) -> list[str]:
         by_name = defaultdict(set)
         for run in runs:
             if run.cell == cell:
-                by_name[str(run.references["high"]["name"])].add(run.world)
+                high = run.references["high"]
+                plan = f" ({high['plan']})" if high.get("plan") else ""
+                by_name[f"{high['name']}{plan}"].add(run.world)
         if len(by_name) > 1:
             parts = [f"{n} in world {_listed(sorted(w))}" for n, w in sorted(by_name.items())]
             said.append(f"{title(cell)}: the high reference is {', '.join(parts)}")
