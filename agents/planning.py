@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -42,8 +42,9 @@ from recenv.vector_env import RecsysVectorEnv
 
 Tensor = torch.Tensor
 Leaves = TypeVar("Leaves", State, Traits)
-FORMAT = 1  # of a plan on disk
+FORMAT = 2  # of a plan on disk
 POLICIES = ("myopic", "index", "value")  # of equals the simplest serves
+CAUTIONS = (0.0, 0.1, 0.2)
 WEIGHTS = (0.0, 0.5, 1.0, 1.6)  # of the shortlists, times that of the index policy
 ROWS = 2**13  # afterstates valued at a time: what fits a cache
 BATCH = 1024  # afterstates in a gradient step
@@ -198,12 +199,15 @@ class Plan:
     Attributes:
         policy: "value", "index" or "myopic".
         weight: of the index policy.
+        caution: by how much Q of an item must pass that of the index policy's, to be preferred;
+            small differences are errors of the network as often as not.
         shop: the ``signature`` of the shop that it is for.
         earned: mean return of each policy on the tuning shoppers, where they competed.
     """
 
     policy: str
     weight: float
+    caution: float
     shop: str
     earned: dict[str, float]
 
@@ -457,14 +461,23 @@ class PlanningOracle(MyopicOracle):
             planner = Planner(self.model, weight, self)
             planner.learn()
             self._network = planner.network
-        earned: dict[str, float] = {}
-        if len(asked) > 1:
-            env, seed = self.env.sibling(self.tuning_shoppers), derive_seed(Role.TUNING, 1)
-            for policy in asked:
-                self.plan = Plan(policy, weight, shop, {})
-                earned[policy] = float(play(self, env, seed).return_E.mean())
-        best = max(asked, key=lambda policy: earned.get(policy, 0.0))
-        self.plan = Plan(best, weight, shop, earned)
+        candidates = [
+            Plan(policy, weight, caution, shop, {})
+            for policy in asked
+            for caution in (CAUTIONS if policy == "value" else (0.0,))
+        ]
+        earned = [self._earn(plan) for plan in candidates] if len(candidates) > 1 else [0.0]
+        best = candidates[int(np.argmax(earned))]  # of equals the first
+        told: dict[str, float] = {}
+        for plan, value in zip(candidates, earned, strict=True):
+            told[plan.policy] = max(value, told.get(plan.policy, -np.inf))
+        self.plan = replace(best, earned=told)
+
+    def _earn(self, plan: Plan) -> float:
+        """The mean return of a plan on the tuning shoppers."""
+        self.plan = plan
+        env = self.env.sibling(self.tuning_shoppers)
+        return float(play(self, env, derive_seed(Role.TUNING, 1)).return_E.mean())
 
     def score(self, observation: np.ndarray) -> np.ndarray:
         """Utility, index or Q (N, I); of items off the shortlist Q is not known, but less."""
@@ -486,6 +499,7 @@ class PlanningOracle(MyopicOracle):
         score_NI = index_NI - index_NI.max(axis=1, keepdims=True)
         score_NI += value.min(axis=1, keepdims=True) - 1.0
         np.put_along_axis(score_NI, item_NC.cpu().numpy(), value, axis=1)
+        score_NI[np.arange(len(score_NI)), index_NI.argmax(axis=1)] += plan.caution
         return score_NI
 
     def settings(self) -> dict[str, Any]:
@@ -527,7 +541,8 @@ def value_network(model: Model, hidden: int, seed: int) -> nn.Sequential:
 def signature(shop: Shop) -> str:
     """A short name for all that a plan depends on."""
     digest = hashlib.sha256(json.dumps(asdict(shop.dynamics), sort_keys=True).encode())
-    digest.update(f"{FORMAT} {shop.horizon} {shop.world.population.tolerance}".encode())
+    people = [v for v in vars(shop.world.population).values() if isinstance(v, float)]
+    digest.update(f"{FORMAT} {shop.horizon} {people}".encode())
     for table in (shop.tables.embedding, shop.tables.facts):
         digest.update(np.ascontiguousarray(table).tobytes())
     return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from array_api_compat import numpy as xp
 
 from agents import planning
 from agents.planning import Model, Plan, PlanningOracle
-from agents.references import MyopicOracle
+from agents.references import IndexPolicy, MyopicOracle
 from agents.rollout import play
 from recenv import dynamics as physics
 from recenv.catalogue import Catalogue
@@ -248,6 +249,22 @@ def test_the_best_on_other_shoppers_serves(monkeypatch: pytest.MonkeyPatch) -> N
     assert planned(env, policy="best").plan.policy == "myopic"
 
 
+def test_with_great_caution_it_is_the_index_policy() -> None:
+    env = make_env(64, scenario="trust", num_items=60)
+    agent = planned(env)
+    assert agent.plan.caution in planning.CAUTIONS
+    observation = greet(env, steps=2)
+    agent.plan = replace(agent.plan, caution=1e6, weight=1.0)
+    index = bound(IndexPolicy(weight=1.0), env)
+    np.testing.assert_array_equal(agent.predict(observation)[0], index.predict(observation)[0])
+    item_Nk, score_Nk = agent.recommend(observation, 60)
+    assert np.isfinite(score_Nk).all()
+    # off the shortlist in the order of the index
+    index_NI = index.score(observation)
+    last_Nk = np.take_along_axis(index_NI, item_Nk[:, -20:], axis=1)
+    assert (np.diff(last_Nk, axis=1) <= 1e-5).all()
+
+
 def test_a_plan_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = make_env(32, scenario="trust")
     first = planned(env, tmp_path)
@@ -278,7 +295,13 @@ def test_a_plan_is_for_one_shop_whoever_is_in_it(tmp_path: Path) -> None:
         env = make_env(16, scenario="trust", **same)
         assert len(play(agent, env, 3).return_E) == 16
     agent.save(tmp_path)
-    for other in ({"world_seed": 1}, {"scenario": "churn"}, {"horizon": 9}, {"trust_weight": 1.0}):
+    for other in (
+        {"world_seed": 1},
+        {"scenario": "churn"},
+        {"horizon": 9},
+        {"trust_weight": 1.0},
+        {"price_sensitivity": 0.1},
+    ):
         env = make_env(16, **({"scenario": "trust"} | other))
         with pytest.raises(UsageError, match="train it again") as error, agent.acting_in(env):
             pass
