@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ from recenv.vector_env import RecsysVectorEnv
 
 Tensor = torch.Tensor
 Leaves = TypeVar("Leaves", State, Traits)
-FORMAT = 2  # of a plan on disk
+FORMAT = 3  # of a plan on disk
 POLICIES = ("myopic", "index", "value")  # of equals the simplest serves
 CAUTIONS = (0.0, 0.1, 0.2)
 WEIGHTS = (0.0, 0.5, 1.0, 1.6)  # of the shortlists, times that of the index policy
@@ -241,6 +242,7 @@ class Planner:
         self.generator = torch_generator(settings.seed, model.device)
         self.network = value_network(model, settings.hidden, settings.seed)
         self._optimiser = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self._memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.memory)
 
     def learn(self) -> None:
         """Simulate and fit, round by round, with ever smaller steps."""
@@ -317,12 +319,17 @@ class Planner:
         return targets[::-1]
 
     def _fit(self, moments: list[Moment], targets: list[Tensor]) -> None:
-        """Regression of W per remaining step; a step weighs as much as there is to come."""
+        """Regression of W per remaining step; a step weighs as much as there is to come.
+
+        On the sessions of the latest rounds: targets of a policy that was a little worse
+        do less harm than the noise of few sessions.
+        """
         left = torch.arange(self.horizon - 1, 0, -1.0, device=self.model.device)
         left_M = left.repeat_interleave(self.settings.shoppers)
         feature_MS = torch.cat([moment.feature_NS for moment in moments[:-1]])
-        target_M = torch.cat(targets[:-1]) / left_M
-        weight_M = left_M / self.horizon
+        self._memory.append((feature_MS, torch.cat(targets[:-1]) / left_M))
+        feature_MS, target_M = (torch.cat(parts) for parts in zip(*self._memory, strict=True))
+        weight_M = left_M.repeat(len(self._memory)) / self.horizon
         for _ in range(self.settings.epochs):
             order_M = torch.randperm(
                 len(target_M), generator=self.generator, device=self.model.device
@@ -356,6 +363,7 @@ class PlanningOracle(MyopicOracle):
         rounds: of policy iteration.
         shoppers: simulated in each round.
         epochs: of the fit in each round.
+        memory: rounds whose sessions are fitted.
         shortlist: items that it looks ahead with for each of four weights of their quality.
         hidden: units in each of two layers.
         exploration: share of the simulated recommendations that are random.
@@ -372,6 +380,7 @@ class PlanningOracle(MyopicOracle):
         "rounds": (1, MANY),
         "shoppers": (2, MANY),
         "epochs": (1, MANY),
+        "memory": (1, MANY),
         "shortlist": (1, MANY),
         "hidden": (1, 65_536),
         "learning_rate": (POSITIVE, 10.0),
@@ -384,11 +393,12 @@ class PlanningOracle(MyopicOracle):
         self,
         *,
         policy: str = "best",
-        rounds: int = 12,
+        rounds: int = 20,
         shoppers: int = 1024,
-        epochs: int = 3,
-        shortlist: int = 8,
-        hidden: int = 64,
+        epochs: int = 2,
+        memory: int = 4,
+        shortlist: int = 6,
+        hidden: int = 96,
         learning_rate: float = 3e-3,
         exploration: float = 0.05,
         trace: float = 0.9,
@@ -399,7 +409,8 @@ class PlanningOracle(MyopicOracle):
         if policy not in ("best", *POLICIES):
             raise UsageError(f"agent.policy must be best, value, index or myopic, got {policy!r}")
         self.policy = policy
-        self.rounds, self.shoppers, self.epochs = rounds, shoppers, epochs
+        self.rounds, self.shoppers = rounds, shoppers
+        self.epochs, self.memory = epochs, memory
         self.shortlist, self.hidden, self.learning_rate = shortlist, hidden, learning_rate
         self.exploration, self.trace = exploration, trace
         self.tuning_shoppers = tuning_shoppers
@@ -566,6 +577,7 @@ SETTINGS = (
     "rounds",
     "shoppers",
     "epochs",
+    "memory",
     "shortlist",
     "hidden",
     "learning_rate",

@@ -37,6 +37,7 @@ SMALL: dict[type[Agent], dict[str, Any]] = {
         "policy": "value",
         "rounds": 2,
         "shoppers": 16,
+        "memory": 2,
         "epochs": 1,
         "shortlist": 2,
         "hidden": 8,

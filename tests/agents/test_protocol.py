@@ -452,6 +452,7 @@ BAD = [
     (PlanningOracle, {"rounds": 0}),
     (PlanningOracle, {"shoppers": 1}),
     (PlanningOracle, {"epochs": 0}),
+    (PlanningOracle, {"memory": 0}),
     (PlanningOracle, {"shortlist": 0}),
     (PlanningOracle, {"hidden": 2.5}),
     (PlanningOracle, {"learning_rate": 0}),
