@@ -20,14 +20,13 @@ from experiments.comparison.measures import (
     category_shares,
     cumulative_regret,
     effective_items,
+    over_runs,
     profile,
     served_regret,
     simple_regret,
 )
 from experiments.comparison.runs import Comparison, Group, title
 from experiments.plot import COLOURS
-from experiments.stats import curve_interval, interquartile_mean
-from recenv.seeding import Role, generator
 
 # who plans, who imitates, who explores, who knows: (colour, marker, words)
 KINDS = {
@@ -66,10 +65,11 @@ def standing(comparison: Comparison, out: Path) -> Path:
         for group in comparison.in_cell(cell):
             _dot(axis, agents.index(group.agent), group)
         axis.set_title(_heading(cell, 18), fontsize=10.5, pad=18)
-        axis.set_xlim(min(-0.08, *lows) - 0.04, max(1.05, *highs) + 0.42)
+        axis.set_xlim(min(-0.08, *lows) - 0.04, max(1.05, *highs) + 0.5)
         axis.set_xticks([0, 0.5, 1])
         plot.tidy(axis)
         axis.grid(visible=False, axis="x")
+        axis.tick_params(left=axis is axes[0])
     axes[0].set_yticks(range(len(agents)), agents)
     axes[0].set_ylim(len(agents) - 0.5, -0.5)
     figure.supxlabel(
@@ -111,7 +111,7 @@ def _dot(axis: Axes, height: int, group: Group) -> None:
     axis.plot(score.value, height, color=colour, marker=marker, markersize=5)
     axis.annotate(
         f"{round(score.value, 2) + 0.0:.2f}{'' if group.complete else '†'}",
-        (1.0, height),
+        (0.93, height),
         xycoords=("axes fraction", "data"),
         ha="right",
         va="center",
@@ -146,13 +146,8 @@ def _curve(group: Group) -> plot.Curve:
         last = group.runs[0].evaluations
         ends = (last["normalised_low"], last["normalised_high"])
         return plot.Curve(group.agent, steps_E, score_RE[0], *ends, seeds=1)
-    bands = _over_runs(group, score_RE)
+    bands = over_runs(group, score_RE)
     return plot.Curve(group.agent, steps_E, *bands, seeds=len(group.runs))
-
-
-def _over_runs(group: Group, value_RE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = generator(Role.STATISTICS, 0)
-    return curve_interval(value_RE, rng, statistic=interquartile_mean, world_R=group.world_R)
 
 
 def regret(comparison: Comparison, out: Path) -> Path:
@@ -181,7 +176,7 @@ def cumulative(comparison: Comparison, out: Path) -> Path | None:
 
     def panel(axis: Axes, cell: str) -> None:
         here = [group for group in _drawn(comparison, cell) if group in groups]
-        _lines(axis, here, cumulative_regret)
+        _lines(axis, here, cumulative_regret, log=True)
         axis.set_yscale("log")
         axis.set_ylabel(
             "cumulative regret of sessions served\nagainst the high reference", fontsize=8
@@ -192,12 +187,15 @@ def cumulative(comparison: Comparison, out: Path) -> Path | None:
 
 
 def _lines(
-    axis: Axes, groups: Sequence[Group], measure: Callable[[Group], tuple[np.ndarray, np.ndarray]]
+    axis: Axes,
+    groups: Sequence[Group],
+    measure: Callable[[Group], tuple[np.ndarray, np.ndarray]],
+    log: bool = False,
 ) -> None:
     known = plot.styles([group.agent for group in groups])
     for group in groups:
         steps_E, value_RE = measure(group)
-        centre_E, low_E, high_E = _over_runs(group, value_RE)
+        centre_E, low_E, high_E = over_runs(group, value_RE, log)
         style = known[group.agent]
         axis.plot(steps_E, centre_E, markersize=4, linewidth=1.6, label=group.agent, **style)
         if len(groups) < MANY and np.isfinite(low_E).all():
@@ -375,6 +373,7 @@ def _heading(cell: str, width: int) -> str:
     for part in re.split(r"(?=[-+])", title(cell)):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
+            part = part.lstrip("-")
         lines[-1] += part
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from experiments import results
 from experiments.comparison.runs import Run
 from recenv.errors import UsageError
 
-KEY = ("cell", "agent", "world", "seed", "versions", "horizon")
+KEY = ("cell", "agent", "world", "seed", "versions", "horizon", "collapsed")
 FIGURES = (
     "timesteps",
     "train_seconds",
@@ -135,7 +135,7 @@ class Ledger:
             results.write_text(self.path, _lines(kept))
 
     def _run(self, rows: list[list[str]]) -> Run:
-        cell, agent, world, seed, versions, horizon = rows[0][: len(KEY)]
+        cell, agent, world, seed, versions, horizon, collapsed = rows[0][: len(KEY)]
         cells = [[float(c) if c else np.nan for c in row[len(KEY) :]] for row in rows]
         evaluations = dict(zip(FIGURES, np.array(cells).T, strict=True))
         judged = self.about["references"][f"{cell} world {world}"]
@@ -157,6 +157,7 @@ class Ledger:
             horizon=int(horizon),
             fingerprint=judged["fingerprint"],
             versions=self.about["versions"][int(versions)],
+            warnings=("the policy has collapsed",) if int(collapsed) else (),
         )
 
 
@@ -167,7 +168,8 @@ def _judgement(run: Run) -> dict[str, Any]:
 
 
 def _rows(run: Run, versions: int) -> list[list[str]]:
-    key = [run.cell, run.agent, run.world, run.seed, versions, run.horizon]
+    collapsed = int(any("collapsed" in warning for warning in run.warnings))
+    key = [run.cell, run.agent, run.world, run.seed, versions, run.horizon, collapsed]
     table = np.stack([run.evaluations[name] for name in FIGURES], axis=1)
     return [[*map(str, key), *(_short(value) for value in row)] for row in table.tolist()]
 

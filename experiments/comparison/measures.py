@@ -157,6 +157,18 @@ def regret_slope(group: Group) -> float | None:
     return float(slope_R.mean())
 
 
+def over_runs(
+    group: Group, value_RE: np.ndarray, log: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Interquartile mean (E,) over runs and the bounds of its band, of logarithms on request."""
+    found = stats.curve_interval(
+        np.log(value_RE) if log else value_RE, _rng(),
+        statistic=stats.interquartile_mean, world_R=group.world_R,
+    )  # fmt: skip
+    centre_E, low_E, high_E = (np.exp(part) for part in found) if log else found
+    return centre_E, low_E, high_E
+
+
 def effective_items(group: Group) -> np.ndarray:
     """As how many items, equally often recommended, the recommendations amount to, (R,)."""
     return np.exp(group.last_R("entropy"))

@@ -16,14 +16,13 @@ from experiments.comparison.measures import (
     cumulative_regret,
     effective_items,
     improvement,
+    over_runs,
     profile,
     served_regret,
     simple_regret,
 )
 from experiments.comparison.runs import Comparison, Group, title
-from experiments.stats import curve_interval, interquartile_mean
 from recenv.errors import MissingExtra
-from recenv.seeding import Role, generator
 
 DASHES = dict(zip(map(str, plot.STYLES), ("solid", "dash", "dashdot", "dot"), strict=True))
 SYMBOLS = dict(
@@ -188,12 +187,7 @@ def _lines(
             if (learning and not group.learns) or (served and served_regret(group) is None):
                 continue
             steps_E, value_RE = measure(group)
-            centre_E, low_E, high_E = curve_interval(
-                value_RE,
-                generator(Role.STATISTICS, 0),
-                statistic=interquartile_mean,
-                world_R=group.world_R,
-            )
+            centre_E, low_E, high_E = over_runs(group, value_RE, log=served)
             if not group.learns:
                 steps_E = np.array([first, longest])
                 centre_E, low_E, high_E = (np.repeat(v, 2) for v in (centre_E, low_E, high_E))

@@ -376,20 +376,23 @@ def _flags(runs: Sequence[Run]) -> list[str]:
         if len(by_name) > 1:
             parts = [f"{n} in world {_listed(sorted(w))}" for n, w in sorted(by_name.items())]
             said.append(f"{title(cell)}: the high reference is {', '.join(parts)}")
-    warned: dict[tuple[str, str], int] = Counter()
-    for run in runs:
-        collapsed = any("collapsed" in warning for warning in run.warnings)
-        warned[run.cell, run.agent] += collapsed
     few = sorted({run.judged[1] for run in runs if run.judged[1] < 1000})
     if few:
         said.append(f"judged by {_listed(few)} shoppers: too few for a figure")
-    for (cell, agent), count in sorted(warned.items()):
-        if count:
-            total = sum((run.cell, run.agent) == (cell, agent) for run in runs)
-            said.append(
-                f"{title(cell)}: {agent} has collapsed on a handful of items in {count} of "
-                f"{total} runs"
-            )
+    return said + _collapsed(runs)
+
+
+def _collapsed(runs: Sequence[Run]) -> list[str]:
+    """Who recommends a handful of items, and where."""
+    said = []
+    for agent in sorted({run.agent for run in runs}):
+        parts = []
+        for cell in sorted({run.cell for run in runs}):
+            own = [run for run in runs if (run.cell, run.agent) == (cell, agent)]
+            count = sum(any("collapsed" in warning for warning in run.warnings) for run in own)
+            parts += [f"{title(cell)} ({count} of {len(own)} runs)"] if count else []
+        if parts:
+            said.append(f"{agent} has collapsed on a handful of items in {', '.join(parts)}")
     return said
 
 

@@ -203,7 +203,7 @@ def test_versions_and_collapse_are_flagged(tmp_path: Path) -> None:
     noted(comparison, "different commits", "abc (2 runs)", "def+ (1 runs)")
     noted(comparison, "versions of numpy", "2.1")
     noted(comparison, "not committed")
-    noted(comparison, "full: dqn has collapsed", "1 of 1")
+    noted(comparison, "dqn has collapsed", "full (1 of 1 runs)")
     assert not any("machine" in note for note in comparison.notes)
 
 

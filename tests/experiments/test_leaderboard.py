@@ -182,7 +182,8 @@ def test_no_new_run_begins_after_the_time_limit(tmp_path: Path) -> None:
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, QUESTION)
-    run = read_run(made(tmp_path / "runs", "ppo", 1, 2, [0.1, 0.51234], served=[None, -12.5]))
+    told = {"served": [None, -12.5], "warnings": ["the policy has collapsed: ..."]}
+    run = read_run(made(tmp_path / "runs", "ppo", 1, 2, [0.1, 0.51234], **told))
     ledger.append(run)
     ledger.append(read_run(made(tmp_path / "runs", "random", 0, 2, [0.0])))
     back, flat = Ledger(tmp_path, QUESTION).runs()
@@ -191,6 +192,8 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     for name in ("timesteps", "normalised_score", "normalised_low", "training_return_mean"):
         np.testing.assert_allclose(back.evaluations[name], run.evaluations[name], atol=2e-4)
     assert back.myopic_score == pytest.approx(0.5)
+    assert "collapsed" in back.warnings[0]
+    assert flat.warnings == ()
     assert back.learns
     assert not flat.learns
     assert len(json.loads((tmp_path / "about.json").read_text())["versions"]) == 1
