@@ -291,18 +291,19 @@ def compare(found: Sequence[Run], notes: Sequence[str] = ()) -> Comparison:
     said = [*notes, *said, *_flags(runs)]
     groups: dict[tuple[str, str], Group] = {}
     missing = _missing(runs)
+    alike: dict[str, list[str]] = defaultdict(list)  # what is to be said, of which agents
     for cell, agent in sorted({(run.cell, run.agent) for run in runs}):
         own = [run for run in runs if (run.cell, run.agent) == (cell, agent)]
         kept, left = balanced(own)
         lacking = missing.get((cell, agent), [])
         if lacking:
-            said.append(f"{title(cell)}: {agent} has no run of {_seeds(lacking)}")
+            alike[f"{title(cell)}: no run of {_seeds(lacking)} from"].append(agent)
         if left:
-            said.append(
-                f"{title(cell)}: of {agent}, {_seeds([(r.world, r.seed) for r in left])} "
-                "is left out, so that every world counts alike"
-            )
+            seeds = _seeds([(run.world, run.seed) for run in left])
+            words = f"{title(cell)}: left out, so that every world counts alike, {seeds} of"
+            alike[words].append(agent)
         groups[cell, agent] = Group(cell, agent, tuple(kept), not lacking and not left)
+    said += [f"{words} {_listed(agents)}" for words, agents in alike.items()]
     comparison = Comparison(tuple(runs), tuple(said), groups)
     partly = [a for a in comparison.agents if a not in comparison.everywhere]
     if partly and len(comparison.cells) > 1:

@@ -186,8 +186,8 @@ def test_missing_seeds_are_flagged_and_every_world_counts_alike(tmp_path: Path) 
     (run.path / results.SUMMARY).unlink()
     comparison = of(tmp_path)
     noted(comparison, "not finished", str(run.path))
-    noted(comparison, "full: scorer has no run of world 2 seed 1")
-    noted(comparison, "of scorer, world 0 seed 1, world 1 seed 1 is left out")
+    noted(comparison, "full: no run of world 2 seed 1 from scorer")
+    noted(comparison, "full: left out", "world 0 seed 1, world 1 seed 1 of scorer")
     group = comparison.groups["synthetic-full", "scorer"]
     assert group.world_R.tolist() == [0, 1, 2]
     assert not group.complete
