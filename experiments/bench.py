@@ -12,6 +12,8 @@ Arguments:
                   single_default    gym.make with the default keywords, against CartPole-v1
                   catalogue         the cost of a large catalogue
                   ppo               agent=ppo, against stable-baselines3's own route
+                  bandit            disjoint LinUCB against mabwiser's (extra dev), and the
+                                    shared model at a large catalogue against a small one
                   torch             the torch env, against the vector env on numpy
                   memory            bytes per shopper
     device    auto | cpu | cuda | cuda:n; the torch env is measured on the cpu, and there
@@ -29,6 +31,7 @@ runs, and torch uses one thread.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import platform
 import sys
@@ -50,11 +53,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm
 
+from agents.bandits.exploration import UpperBound
+from agents.bandits.posterior import BilinearRidge, Context, ItemRidge
 from agents.base import resolve_device
 from experiments.build import group_defaults, make_agent
 from experiments.cli import arguments, entry
 from experiments.results import versions, write_json, write_text
-from recenv.errors import UsageError, unknown
+from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.population import Arrivals
 from recenv.torch_env import RecsysTorchEnv
 from recenv.vector_env import RecsysVectorEnv
@@ -72,6 +77,7 @@ SHOP: dict[str, Any] = {
 }
 EVERYTHING_ON = SHOP | {"churn": True}
 WORKERS = 8  # DummyVecEnvs of stable-baselines3's own route
+FEATURES = 16  # of the bandits' shoppers, and of the shared model's items
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,11 @@ class Sizes:
     ppo_steps: int = 25_600  # two rollouts
     ppo: dict[str, Any] = field(default_factory=dict)  # over conf/agent/ppo.yaml
     sb3: dict[str, Any] = field(default_factory=dict)  # over stable-baselines3's defaults
+    bandit_rounds: int = 5
+    bandit_batch: int = 512  # decisions, and answers to learn from, at a time
+    bandit_batches: int = 10  # of ours in a round; mabwiser gets one
+    bandit_items: tuple[int, ...] = (100, 1000)
+    bandit_many_items: int = 10_000
 
 
 FULL = Sizes()
@@ -97,6 +108,7 @@ QUICK = Sizes(
     single_rounds=10,
     single_steps=2000,
     ppo_rounds=1,
+    bandit_rounds=1,
 )
 
 
@@ -307,6 +319,104 @@ def sb3_side(sizes: Sizes) -> Side:
     return advance
 
 
+@dataclass(frozen=True)
+class BanditLog:
+    """Shoppers of whom FEATURES numbers are known, and whether they buy, drawn beforehand.
+
+    What a bandit chooses makes no difference: only how long it takes is of interest.
+    """
+
+    x_TNP: np.ndarray
+    bought_TN: np.ndarray
+    first_item_M: np.ndarray  # random items that are answered before, two answers each
+    first_x_MP: np.ndarray
+    first_bought_M: np.ndarray
+
+    @classmethod
+    def drawn(cls, sizes: Sizes, items: int) -> BanditLog:
+        rng = np.random.default_rng(0)
+
+        def answers(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+            x = rng.standard_normal((*shape, FEATURES)).astype(np.float32)
+            return x, (rng.random(shape) < 0.3).astype(np.float32)
+
+        x_TNP, bought_TN = answers(sizes.bandit_batches, sizes.bandit_batch)
+        first_x_MP, first_bought_M = answers(2 * items)
+        return cls(x_TNP, bought_TN, np.arange(2 * items) % items, first_x_MP, first_bought_M)
+
+
+def bandit_side(sizes: Sizes, items: int, device: torch.device, shared: bool = False) -> Side:
+    """LinUCB's decisions, and its learning from the answers, batch by batch.
+
+    Args:
+        shared: one model of shopper x item features, instead of one for every item.
+    """
+    log = BanditLog.drawn(sizes, items)
+    posterior: BilinearRidge | ItemRidge
+    if shared:
+        feature_IG = np.random.default_rng(1).standard_normal((items, FEATURES))
+        tensor = torch.as_tensor(feature_IG, dtype=torch.float32, device=device)
+        posterior = BilinearRidge(tensor, FEATURES + 1)
+    else:
+        posterior = ItemRidge(items, FEATURES, device)
+    explore, generator = UpperBound(1.0), torch.Generator(device)
+
+    def learn(context: Context, item_N: torch.Tensor, bought_N: np.ndarray) -> None:
+        answer_N = torch.as_tensor(bought_N, device=device)
+        posterior.add(context.of(item_N), item_N, answer_N)
+        posterior.solve()
+
+    def context_of(x_NP: np.ndarray) -> Context:
+        x = torch.as_tensor(x_NP, device=device)
+        return Context(x, x.new_zeros(1, 1).expand(len(x), items))
+
+    @torch.no_grad()
+    def advance() -> int:
+        for x_NP, bought_N in zip(log.x_TNP, log.bought_TN, strict=True):
+            context = context_of(x_NP)
+            item_N = explore(posterior, context, generator).argmax(1)
+            item_N.cpu()
+            learn(context, item_N, bought_N)
+        return int(log.bought_TN.size)
+
+    first_M = torch.as_tensor(log.first_item_M, device=device)
+    for part in np.array_split(np.arange(len(first_M)), len(first_M) // 1024 + 1):
+        learn(context_of(log.first_x_MP[part]), first_M[part], log.first_bought_M[part])
+    advance()
+    return advance
+
+
+def mabwiser_side(sizes: Sizes, items: int) -> Side:
+    """The same model and the same batches with mabwiser, one batch at a time."""
+    mab_module = mabwiser()
+    log = BanditLog.drawn(sizes, items)
+    policy = mab_module.LearningPolicy.LinUCB(alpha=1.0, l2_lambda=1.0)
+    mab = mab_module.MAB(list(range(items)), policy)
+    mab.fit(log.first_item_M, log.first_bought_M, log.first_x_MP)
+    turn = 0
+
+    def advance() -> int:
+        nonlocal turn
+        x_NP, bought_N = log.x_TNP[turn], log.bought_TN[turn]
+        turn = (turn + 1) % len(log.x_TNP)
+        mab.partial_fit(mab.predict(x_NP), bought_N, x_NP)
+        return len(bought_N)
+
+    return advance
+
+
+def mabwiser() -> Any:
+    """The module of mabwiser's bandits.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module("mabwiser.mab")
+    except ModuleNotFoundError:
+        raise MissingExtra("the bench's row bandit", "mabwiser", "dev") from None
+
+
 def _actions(space: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(space.n, size=shape)
 
@@ -390,6 +500,31 @@ def ppo(bench: Bench) -> Iterator[Result]:
     )
 
 
+def bandit(bench: Bench) -> Iterator[Result]:
+    """A decision and its learning, in time; and what a large catalogue costs."""
+    sizes, cpu = bench.sizes, torch.device("cpu")
+    batch = f"batches of {sizes.bandit_batch}"
+    for items in sizes.bandit_items:
+        yield bench.compare(
+            f"bandit_{items}",
+            f"cost of a decision of disjoint LinUCB, {FEATURES} features, {batch}, I={items:,}",
+            "mabwiser's LinUCB, predict and partial_fit on the same batches",
+            (bandit_side(sizes, items, cpu), mabwiser_side(sizes, items)),
+            sizes.bandit_rounds,
+            ceiling=0.1,
+        )
+    many, few = sizes.bandit_many_items, sizes.bandit_items[-1]
+    yield bench.compare(
+        "bandit_shared",
+        f"cost of a decision of shared LinUCB, {FEATURES} x {FEATURES} features, {batch}, "
+        f"I={many:,}",
+        f"at I={few:,}",
+        (bandit_side(sizes, many, cpu, shared=True), bandit_side(sizes, few, cpu, shared=True)),
+        sizes.bandit_rounds,
+        ceiling=many / few,
+    )
+
+
 def torch_env(bench: Bench) -> Iterator[Result]:
     """On the cpu, and on the device that was asked for."""
     n, steps = bench.sizes.num_envs, bench.sizes.vector_steps
@@ -461,6 +596,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "single_default": single_default,
     "catalogue": catalogue,
     "ppo": ppo,
+    "bandit": bandit,
     "torch": torch_env,
     "memory": memory,
 }
@@ -607,6 +743,8 @@ def main(argv: list[str]) -> None:
     asked = arguments(argv, defaults)
     names, quick, strict = _names(asked["rows"]), _flag(asked, "quick"), _flag(asked, "strict")
     device = resolve_device(str(asked["device"]))
+    if "bandit" in names:
+        mabwiser()  # missed before anything is measured
     out = _directory(asked["out"])
     report = measure(Bench(QUICK if quick else FULL, device), names)
     publish(report | {"quick": quick, "device": str(device)}, out)

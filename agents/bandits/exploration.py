@@ -25,7 +25,9 @@ class UpperBound:
         self, posterior: Posterior, context: Context, generator: torch.Generator
     ) -> Tensor:
         mean_NI = posterior.mean(context)
-        return mean_NI + self.alpha * posterior.deviation(context) if self.alpha else mean_NI
+        if not self.alpha:
+            return mean_NI
+        return mean_NI.add_(posterior.deviation(context), alpha=self.alpha)
 
 
 @dataclass(frozen=True)

@@ -274,8 +274,9 @@ class BilinearRidge:
         centre_P = self.centre_P.float()
         x_NQ, own_NI = context.x_NQ - centre_P[:-1], context.own_NI - centre_P[-1]
         one_N1 = torch.ones_like(x_NQ[:, :1])
-        variance_NI = torch.cat([_products(x_NQ), x_NQ, one_N1], dim=1) @ self._shopper_IV.T
-        cross_NI = torch.cat([x_NQ, one_N1], dim=1) @ self._cross_IP.T
+        x_NP = torch.cat([x_NQ, one_N1], dim=1)
+        variance_NI = torch.cat([_products(x_NQ), x_NP], dim=1) @ self._shopper_IV.T
+        cross_NI = x_NP @ self._cross_IP.T
         cross_NI.addcmul_(own_NI, self._own_I)
         return variance_NI.addcmul_(cross_NI, own_NI).clamp_(min=0).sqrt_()
 
@@ -363,9 +364,13 @@ class ItemRidge:
 
     def solve_mean(self) -> None:
         item_n = self._changed_I.nonzero()[:, 0]
-        system_nPP = self.sums.xx_IPP[item_n]
+        system_nPP = self.sums.xx_IPP.index_select(0, item_n)
         system_nPP.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        inverse_nPP = torch.cholesky_inverse(torch.linalg.cholesky(system_nPP))
+        one_PP = torch.eye(self.size, dtype=system_nPP.dtype, device=system_nPP.device)
+        half_nPP = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(system_nPP), one_PP, upper=False
+        )
+        inverse_nPP = half_nPP.mT @ half_nPP  # faster for many small ones than cholesky_inverse
         weight_nP = (inverse_nPP @ self.sums.xy_IP[item_n][:, :, None])[:, :, 0]
         self.direction_IP[item_n] = weight_nP.float()
         self._spread_IU[item_n] = _folded(inverse_nPP).float()
@@ -480,20 +485,22 @@ def _bound_weight(log_odds_N: Tensor) -> Tensor:
 def _products(x_NQ: Tensor) -> Tensor:
     """x_a x_b for a <= b, (N, Q (Q + 1) / 2)."""
     row, column = torch.triu_indices(x_NQ.shape[1], x_NQ.shape[1], device=x_NQ.device)
-    return x_NQ[:, row] * x_NQ[:, column]
+    return x_NQ.index_select(1, row) * x_NQ.index_select(1, column)
 
 
-def _upper(square: Tensor) -> Tensor:
-    """The upper triangle of symmetric (..., Q, Q), in the order of ``_products``."""
-    row, column = torch.triu_indices(square.shape[-1], square.shape[-1], device=square.device)
-    return square[..., row, column]
+def _upper(square_nQQ: Tensor) -> Tensor:
+    """The upper triangles of symmetric (n, Q, Q), in the order of ``_products``."""
+    q = square_nQQ.shape[-1]
+    row, column = torch.triu_indices(q, q, device=square_nQQ.device)
+    return square_nQQ.flatten(1).index_select(1, q * row + column)
 
 
-def _folded(square: Tensor) -> Tensor:
-    """The same of any (..., Q, Q) with its lower triangle added: x' A x of ``_products``."""
-    q = square.shape[-1]
-    row, column = torch.triu_indices(q, q, device=square.device)
-    both = square[..., row, column] + square[..., column, row]
+def _folded(square_nQQ: Tensor) -> Tensor:
+    """The same of any (n, Q, Q) with the lower triangles added: x' A x of ``_products``."""
+    q = square_nQQ.shape[-1]
+    row, column = torch.triu_indices(q, q, device=square_nQQ.device)
+    flat_nV = square_nQQ.flatten(1)
+    both = flat_nV.index_select(1, q * row + column) + flat_nV.index_select(1, q * column + row)
     return both * torch.where(row == column, 0.5, 1.0).to(both)
 
 

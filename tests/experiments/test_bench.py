@@ -28,6 +28,11 @@ TINY = Sizes(
     ppo_rounds=1,
     ppo_steps=80,
     ppo={"num_envs": 8, "n_steps": 5, "minibatches": 2, "n_epochs": 1},
+    bandit_rounds=1,
+    bandit_batch=16,
+    bandit_batches=2,
+    bandit_items=(5, 8),
+    bandit_many_items=40,
     sb3={"n_steps": 8, "batch_size": 32, "n_epochs": 1},
 )
 CPU = torch.device("cpu")
@@ -53,6 +58,9 @@ ASKED = {
     "single_default": 0.25,
     "catalogue": 1.3,
     "ppo": 12,
+    "bandit_5": 0.1,
+    "bandit_8": 0.1,
+    "bandit_shared": 5.0,
 }
 
 
@@ -214,6 +222,25 @@ def test_sides_count_their_environment_steps() -> None:
     ours, theirs = bench.ppo_side(TINY), bench.sb3_side(TINY)
     assert [ours(), ours()] == [80, 80]
     assert [theirs(), theirs()] == [64, 64]
+
+
+def test_bandits_decide_and_learn_on_the_same_batches() -> None:
+    for shared in (False, True):
+        side = bench.bandit_side(TINY, 5, CPU, shared=shared)
+        assert [side(), side()] == [32, 32]
+    theirs = bench.mabwiser_side(TINY, 5)
+    assert [theirs(), theirs(), theirs()] == [16, 16, 16]
+
+
+def test_a_bandit_library_that_is_missing_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mabwiser.mab", None)
+    assert run_command(monkeypatch, "rows=memory,bandit", f"out={tmp_path}/none") == 2
+    assert 'pip install "recenv[dev]"' in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    fabricate(monkeypatch, 1.0)
+    assert run_command(monkeypatch, "rows=vector", f"out={tmp_path}") == 0
 
 
 def test_memory_counts_state_and_luck_once_per_shopper() -> None:
