@@ -370,15 +370,21 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git() -> str | None:
-    """The commit of the code, with "+" if files were changed since."""
-    root = Path(__file__).parent
+def _git(root: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit that changed the code last, with "+" if it was changed since.
+
+    Figures that are kept beside the code are none of it: a leaderboard that is committed
+    as it grows is made by one commit.
+    """
+    code = [f":(top){name}" for name in ("recenv", "agents", "conf", "experiments")]
+    code += [f":(top,exclude)experiments/{name}" for name in ("leaderboard", "tuning")]
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
+        command = ["git", "-C", str(root), *words, "--", *code]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "-uno") else "")
+        commit = ask("log", "-1", "--format=%H")
+        return commit + ("+" if ask("status", "--porcelain", "-uno") else "") if commit else None
     except (OSError, subprocess.CalledProcessError):
         return None

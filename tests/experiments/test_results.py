@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,27 @@ def test_what_was_shown_is_kept_with_its_categories(tmp_path: Path) -> None:
     np.save(run.path / results.SHOWN, np.zeros(3))
     with pytest.raises(UsageError, match="damaged"):
         run.shown()
+
+
+def test_the_commit_is_that_of_the_code_not_of_kept_figures(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    code, kept = tmp_path / "recenv" / "a.py", tmp_path / "experiments" / "leaderboard" / "runs.csv"
+    for path in (code, kept):
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "code")
+    first = results._git(tmp_path)
+    assert first is not None
+    assert len(first) == 40
+    kept.write_text("2")
+    assert results._git(tmp_path) == first
+    git("commit", "-am", "figures")
+    assert results._git(tmp_path) == first
+    code.write_text("2")
+    assert results._git(tmp_path) == first + "+"
+    assert results._git(tmp_path / "recenv") == first + "+"
