@@ -62,7 +62,6 @@ CLAIMS = (
     Claim("trust", "ppo", "scorer"),
     Claim("trust", "dqn", "scorer"),
     Claim("churn", "ppo", "myopic"),
-    *(Claim(scenario, "ppo", "high", -0.1) for scenario in ("full", "trust", "churn")),
 )
 UNSEEDED = (
     "myopic_oracle",

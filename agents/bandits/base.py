@@ -38,8 +38,10 @@ class Bandit(OnlineAgent):
 
     bounds = OnlineAgent.bounds | {"delay": (0, MANY), "update_every": (1, MANY)}
 
-    def __init__(self, *, delay: int = 0, update_every: int = 1, **settings: Any):
-        super().__init__(**settings)
+    def __init__(
+        self, *, num_envs: int = 256, delay: int = 0, update_every: int = 1, **settings: Any
+    ):
+        super().__init__(num_envs=num_envs, **settings)
         self.check(delay=delay, update_every=update_every)
         self.delay, self.update_every = delay, update_every
         self._under_way: deque[Answers] = deque()

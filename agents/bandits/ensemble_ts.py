@@ -36,9 +36,15 @@ class EnsembleTS(NeuralBandit):
     }
 
     def __init__(
-        self, *, members: int = 8, mask: float = 0.5, prior_scale: float = 1.0, **settings: Any
+        self,
+        *,
+        members: int = 6,
+        mask: float = 0.5,
+        prior_scale: float = 0.5,
+        batch_size: int = 512,
+        **settings: Any,
     ):
-        super().__init__(**settings)
+        super().__init__(batch_size=batch_size, **settings)
         self.check(members=members, mask=mask, prior_scale=prior_scale)
         self.members, self.mask, self.prior_scale = members, mask, prior_scale
         self._member_N: np.ndarray | None = None

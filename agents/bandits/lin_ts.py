@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from agents.bandits.exploration import Thompson
 from agents.bandits.linear import LinearBandit
@@ -13,3 +13,6 @@ class LinTS(LinearBandit):
 
     name: ClassVar[str] = "lin_ts"
     exploration = Thompson
+
+    def __init__(self, *, alpha: float = 0.25, **settings: Any):
+        super().__init__(alpha=alpha, **settings)

@@ -68,7 +68,6 @@ class LinearBandit(Bandit):
     def __init__(
         self,
         *,
-        num_envs: int = 256,
         alpha: float = 0.5,
         disjoint: bool = False,
         ridge: float = 1.0,
@@ -80,7 +79,7 @@ class LinearBandit(Bandit):
         warm_up: int = 20,
         **settings: Any,
     ):
-        super().__init__(num_envs=num_envs, **settings)
+        super().__init__(**settings)
         if not isinstance(disjoint, bool):
             raise UsageError(f"agent.disjoint must be true or false, got {disjoint!r}")
         self.alpha, self.disjoint = alpha, disjoint

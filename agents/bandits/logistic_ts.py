@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from agents.bandits.exploration import Thompson
 from agents.bandits.linear import LinearBandit
@@ -15,3 +15,6 @@ class LogisticTS(LinearBandit):
     name: ClassVar[str] = "logistic_ts"
     exploration = Thompson
     logistic = True
+
+    def __init__(self, *, item_size: int = 32, **settings: Any):
+        super().__init__(item_size=item_size, **settings)

@@ -118,7 +118,6 @@ class NeuralBandit(Bandit):
     def __init__(
         self,
         *,
-        num_envs: int = 256,
         width: int = 16,
         hidden: int = 64,
         learning_rate: float = 3e-3,
@@ -128,7 +127,7 @@ class NeuralBandit(Bandit):
         log_rows: int = 1_000_000,
         **settings: Any,
     ):
-        super().__init__(num_envs=num_envs, **settings)
+        super().__init__(**settings)
         self.width, self.hidden = width, hidden
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.batch_size, self.gradient_steps = batch_size, gradient_steps
