@@ -126,7 +126,7 @@ def test_first_sessions_are_staggered_over_the_horizon():
 
 
 def test_meter_adds_up_each_session_apart():
-    meter = SessionMeter(3)
+    meter = SessionMeter(num_envs=3, horizon=8)
     told = [
         meter.add(np.array(reward_N), np.array(done_N))
         for reward_N, done_N in [
