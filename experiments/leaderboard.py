@@ -5,7 +5,7 @@
     python -m experiments.leaderboard draw=true              # from the kept figures alone
 
 Arguments:
-    total_timesteps  environment steps that every agent may learn from (300000)
+    total_timesteps  environment steps that every agent may learn from (600000)
     agents           only these, separated by commas (all of the leaderboard)
     scenarios        only these: scenarios of the generated shop, and complete_journey (all)
     runs             how many runs a cell (10)
@@ -311,7 +311,7 @@ def _terminable() -> Iterator[None]:
 def _asked(argv: list[str]) -> dict[str, Any]:
     """The arguments, checked."""
     defaults = {
-        "total_timesteps": 300_000, "agents": None, "scenarios": None, "runs": RUNS, "workers": 2,
+        "total_timesteps": 600_000, "agents": None, "scenarios": None, "runs": RUNS, "workers": 2,
         "time_limit": None, "draw": False, "runs_dir": "runs/leaderboard", "data": str(DATA),
         "out": "docs", "env": {}, "eval": {},
     }  # fmt: skip
