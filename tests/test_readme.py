@@ -77,3 +77,11 @@ def _smaller(module: str, words: list[str], runs_dir: Path) -> list[str]:
     if module == "experiments.story":
         return ["--help"]
     return [*words, f"runs_dir={runs_dir}"]
+
+
+def test_the_leaderboard_is_the_one_that_was_drawn() -> None:
+    """The table's rows are those of docs/leaderboard.md, in their order."""
+    drawn = (ROOT / "docs" / "leaderboard.md").read_text()
+    table = "\n".join(line for line in drawn.splitlines() if line.startswith("|"))
+    assert table
+    assert table in README
