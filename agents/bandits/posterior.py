@@ -9,6 +9,7 @@ answer weighs that much less with every newer one (discounted least squares, Rus
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -373,7 +374,7 @@ class ItemRidge:
         inverse_nPP = half_nPP.mT @ half_nPP  # faster for many small ones than cholesky_inverse
         weight_nP = (inverse_nPP @ self.sums.xy_IP[item_n][:, :, None])[:, :, 0]
         self.direction_IP[item_n] = weight_nP.float()
-        self._spread_IU[item_n] = _folded(inverse_nPP).float()
+        self._spread_IU[item_n] = _folded(inverse_nPP.float())
         self._changed_I[:] = False
 
     def mean(self, context: Context) -> Tensor:
@@ -482,23 +483,30 @@ def _bound_weight(log_odds_N: Tensor) -> Tensor:
     return (size_N / 2).tanh() / (2 * size_N)
 
 
+@lru_cache(maxsize=32)
+def _triangle(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of an upper triangle: as dear to make as to use."""
+    row, column = torch.triu_indices(size, size, device=device)
+    return row, column
+
+
 def _products(x_NQ: Tensor) -> Tensor:
     """x_a x_b for a <= b, (N, Q (Q + 1) / 2)."""
-    row, column = torch.triu_indices(x_NQ.shape[1], x_NQ.shape[1], device=x_NQ.device)
+    row, column = _triangle(x_NQ.shape[1], x_NQ.device)
     return x_NQ.index_select(1, row) * x_NQ.index_select(1, column)
 
 
 def _upper(square_nQQ: Tensor) -> Tensor:
     """The upper triangles of symmetric (n, Q, Q), in the order of ``_products``."""
     q = square_nQQ.shape[-1]
-    row, column = torch.triu_indices(q, q, device=square_nQQ.device)
+    row, column = _triangle(q, square_nQQ.device)
     return square_nQQ.flatten(1).index_select(1, q * row + column)
 
 
 def _folded(square_nQQ: Tensor) -> Tensor:
     """The same of any (n, Q, Q) with the lower triangles added: x' A x of ``_products``."""
     q = square_nQQ.shape[-1]
-    row, column = torch.triu_indices(q, q, device=square_nQQ.device)
+    row, column = _triangle(q, square_nQQ.device)
     flat_nV = square_nQQ.flatten(1)
     both = flat_nV.index_select(1, q * row + column) + flat_nV.index_select(1, q * column + row)
     return both * torch.where(row == column, 0.5, 1.0).to(both)
@@ -506,7 +514,7 @@ def _folded(square_nQQ: Tensor) -> Tensor:
 
 def _places(size: int, device: torch.device) -> Tensor:
     """Where each entry of a symmetric matrix lies in its ``_upper``, (size, size)."""
-    row, column = torch.triu_indices(size, size, device=device)
+    row, column = _triangle(size, device)
     place = torch.zeros(size, size, dtype=torch.int64, device=device)
     place[row, column] = place[column, row] = torch.arange(len(row), device=device)
     return place
