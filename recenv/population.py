@@ -146,6 +146,12 @@ class Sessions(NamedTuple):
             self.first_observation[index],
         )
 
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by name; ``Arrivals.session`` makes sessions of them again."""
+        named = self._asdict() | {"state": self.state._asdict(), "traits": self.traits._asdict()}
+        del named["first_observation"]  # it follows from the others
+        return named
+
 
 def decode_luck(word: np.ndarray[Any, np.dtype[np.uint32]]) -> tuple[FloatArray, IntArray]:
     """Split 32-bit words into choice thresholds (logits) and rows of the drift table."""
@@ -213,6 +219,41 @@ class Arrivals:
             count -= end - self._next
             self._next = end
         return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Who is waiting, and how many came before."""
+        waiting = None if self._waiting is None else self._waiting.arrays()
+        return {"waiting": waiting, "next": self._next, "arrived": self._arrived}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """The queue as it was.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is one of another shop.
+        """
+        waiting = kept["waiting"]
+        self._waiting = None if waiting is None else self.session(waiting, self.block)
+        self._next, self._arrived = int(kept["next"]), int(kept["arrived"])
+
+    def session(self, kept: dict[str, Any], count: int) -> Sessions:
+        """``count`` sessions from their arrays by name; what is seen of them follows.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not of this shop, or not so many.
+        """
+        state, traits = State(**kept["state"]), Traits(**kept["traits"])
+        seen = self.observe(state, traits)
+        luck = kept["threshold"], kept["drift_row"]
+        session = Sessions(kept["shopper_id"], state, traits, *luck, seen)
+        wide = {
+            "interest": (state.interest, self.population.interest_dim),
+            "categories": (state.satiation, self.num_categories),
+            "horizon": (session.threshold, self.horizon),
+        }
+        for what, (array, size) in wide.items():
+            if array.shape != (count, size):
+                raise ValueError(f"its {what} has the shape {array.shape}, not {(count, size)}")
+        return session
 
     def _draw(self, rng: np.random.Generator) -> Sessions:
         n, horizon = self.block, self.horizon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -119,6 +120,54 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         else:
             self._fill(options.get("first_session_steps"))
         return self._observe(), self._greeting()
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that decides what comes next: nested dictionaries of arrays and of what JSON
+        can hold. ``restore`` goes on from there.
+
+        Raises:
+            UsageError: nobody is in the shop yet.
+        """
+        kept = self._met()._replace(state=self._state).arrays() | {
+            "memory": self._memory._asdict() if self._memory is not None else None,
+            "luck": self._luck_N,
+            "cut": self._cut_N,
+            "cuts": self._cuts,
+            "over": self._over_N,
+            "arrivals": self._arrivals.checkpoint(),
+            "generator": self.np_random.bit_generator.state,
+        }
+        return copy.deepcopy(kept)  # a step writes some of these in place
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on, to the bit, from a ``checkpoint`` of an environment of the same keywords.
+
+        Raises:
+            UsageError: it is of another shop or number of slots, or damaged.
+        """
+        try:
+            self._restore(copy.deepcopy(kept))
+        except (KeyError, TypeError, ValueError) as error:
+            self._session = None
+            raise UsageError(f"this checkpoint is not of such an environment: {error}") from None
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        blank = self.shop.blank_memory((self.num_envs,))
+        if (kept["memory"] is None) != (blank is None):
+            raise ValueError("its observation is another")
+        self._arrivals.restore(kept["arrivals"])
+        self.np_random.bit_generator.state = kept["generator"]
+        self._session = self._arrivals.session(kept, self.num_envs)
+        self._state = self._session.state
+        self._memory = Memory(**kept["memory"]) if blank is not None else None
+        self._luck_N, self._cut_N = kept["luck"], kept["cut"]
+        self._cuts, self._over_N = bool(kept["cuts"]), kept["over"]
+        for now, like in zip(self._memory or (), blank or (), strict=True):
+            if now.shape != like.shape:
+                raise ValueError(f"its memory is of shape {now.shape}, not {like.shape}")
+        for array_N in (self._luck_N, self._cut_N, self._over_N):
+            if array_N.shape != (self.num_envs,):
+                raise ValueError(f"it has {len(array_N)} slots, not {self.num_envs}")
 
     def step(
         self, actions: np.ndarray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from typing import Any
@@ -14,6 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from recenv.dynamics import Event
+from recenv.errors import UsageError
+from recenv.population import Arrivals
 from recenv.shop import AUTORESET_MODES, OBSERVATIONS
 from recenv.vector_env import RecsysVectorEnv
 
@@ -473,3 +476,94 @@ def test_events_are_codes_of_event() -> None:
     *_, info = made().step(actions(1)[0])
     assert info["event"].dtype.kind == "i"
     assert {Event(code) for code in info["event"].tolist()} <= set(Event)
+
+
+# --- checkpoints -----------------------------------------------------------------------------
+
+
+def written(kept: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint as it comes back from a disk: JSON, and arrays of the same bits."""
+    return {
+        name: written(value)
+        if isinstance(value, dict)
+        else value.copy()
+        if isinstance(value, np.ndarray)
+        else json.loads(json.dumps(value))
+        for name, value in kept.items()
+    }
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("mode", AUTORESET_MODES)
+@pytest.mark.parametrize("keywords", [{}, {"num_shoppers": 3}, {"max_episode_steps": 4}])
+def test_a_restored_environment_goes_on_to_the_bit(
+    mode: str, observation: str, keywords: dict[str, Any]
+) -> None:
+    keywords = keywords | {"autoreset_mode": mode, "observation": observation}
+    env = RecsysVectorEnv(N, **(LIVELY | keywords))
+    env.reset(seed=3, options={"first_session_steps": np.arange(1, N + 1)})
+    play(env, 4)
+    kept = env.checkpoint()
+    expected = play(env, 60, seed=1)  # the queue of 64 is drawn anew meanwhile
+    for other in (made(**keywords), RecsysVectorEnv(N, **(LIVELY | keywords))):
+        other.restore(written(kept))
+        assert same(play(other, 60, seed=1), expected)
+        # nothing that it holds was forgotten
+        assert_alike(everything(other), everything(env))
+
+
+def everything(env: RecsysVectorEnv) -> dict[str, Any]:
+    """All that an environment holds, but for how its sessions began."""
+    session = env._met()._replace(state=None, first_observation=None)
+    return vars(env) | {"_session": session}
+
+
+def assert_alike(one: Any, other: Any, where: str = "") -> None:
+    """Everything within is the same, but for seeds that were given and spaces' own luck."""
+    assert type(one) is type(other), where
+    if isinstance(one, np.ndarray):
+        assert np.array_equal(one, other), where
+    elif isinstance(one, np.random.Generator):
+        assert one.bit_generator.state == other.bit_generator.state, where
+    elif isinstance(one, Arrivals):
+        assert_alike(vars(one), vars(other), where)
+    elif isinstance(one, dict):
+        for name in (one.keys() | other.keys()) - {"_np_random_seed"}:
+            assert_alike(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, tuple):
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_alike(*pair, f"{where}[{i}]")
+    elif isinstance(one, (bool, int, float, str)):
+        assert one == other, where
+
+
+def test_a_checkpoint_does_not_change_with_what_follows() -> None:
+    env = made()
+    kept = env.checkpoint()
+    before = written(kept)
+    play(env, 30)
+    assert_alike(kept, before)
+    env.restore(kept)
+    play(env, 30)
+    assert_alike(kept, before)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"horizon": 7}, {"num_categories": 4}, {"interest_dim": 5}, {"observation": "behaviour"}],
+)
+def test_a_checkpoint_of_another_shop_is_refused(keywords: dict[str, Any]) -> None:
+    kept = made(**keywords).checkpoint()
+    with pytest.raises(UsageError, match="not of such an environment"):
+        made().restore(kept)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
+    env = made()
+    for kept in (made(num_envs=64).checkpoint(), {}, env.checkpoint() | {"generator": {}}):
+        with pytest.raises(UsageError, match="not of such an environment"):
+            env.restore(kept)
+        with pytest.raises(UsageError, match="call reset"):
+            env.step(actions(1)[0])
+    with pytest.raises(UsageError, match="call reset"):
+        RecsysVectorEnv(N, **LIVELY).checkpoint()
