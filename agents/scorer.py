@@ -15,27 +15,37 @@ from agents.base import (
     Agent,
     Callback,
     OnlineAgent,
+    as_batch,
     bought,
     rows_in_memory,
     torch_generator,
     torch_seeded,
 )
+from agents.classification import log_loss, measures, platt, sigmoid
 from agents.files import fitting, read_tensors, write_tensors
-from recenv.errors import UsageError
+from agents.supervised import Fitted, Progress, Rows, early_stopping
+from recenv.errors import UsageError, unknown
+from recenv.shop import as_number
 from recenv.vector_env import RecsysVectorEnv
 
 Tensor = torch.Tensor
+SHOPPERS = ("auto", "observation", "id", "both")
+ITEMS = ("both", "id", "features")
+CALIBRATION = "calibration"  # its name among the tensors of a saved agent
 SCORES_AT_ONCE = 2**18  # activations at a time: what fits a cache is ten times as fast
 # Share of the rows of a gradient step whose shopper counts as a stranger, so that newcomers
 # to a clientele meet an embedding that has learned.
 STRANGERS = 0.1
+PAIRS_AT_ONCE = 2**14  # rows of a log that are scored at a time
+ONLINE_ROWS = 2**14  # recommendations over which the measures online are taken
 
 
 class TwoTowers(nn.Module):
     """Purchase log odds from a shopper tower and an item tower.
 
     The towers are concatenated and pass a dense relu layer; their dot product and a bias
-    per item are added, which a small dense layer is slow to discover.
+    per item are added, which a small dense layer is slow to discover. The purchase
+    probability is the sigmoid of the sum.
 
     Args:
         observation_size: S.
@@ -43,6 +53,8 @@ class TwoTowers(nn.Module):
         num_shoppers: size of the clientele, 0 where shoppers are strangers.
         width: of each tower's output; the item's id embedding has the same.
         hidden: of the dense layer after the towers.
+        item: what the item tower knows: "id" (an embedding and a bias of each), "features",
+            or "both". By features alone items can be scored that were never learned from.
     """
 
     feature_IF: Tensor
@@ -54,6 +66,7 @@ class TwoTowers(nn.Module):
         num_shoppers: int,
         width: int,
         hidden: int,
+        item: str = "both",
     ):
         super().__init__()
         self.register_buffer("feature_IF", feature_IF, persistent=False)
@@ -64,13 +77,15 @@ class TwoTowers(nn.Module):
             if observation_size
             else None
         )
-        self.item_id = nn.Embedding(items, width)
-        self.item_feature = nn.Linear(features, width)
-        self.item_bias = nn.Embedding(items, 1)
+        by_id, by_features = item != "features", item != "id"
+        self.item_id = nn.Embedding(items, width) if by_id else None
+        self.item_feature = nn.Linear(features, width) if by_features else None
+        self.item_bias = nn.Embedding(items, 1) if by_id else None
         for embedding in (self.item_id, self.shopper_id):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.1)
-        nn.init.zeros_(self.item_bias.weight)
+        if self.item_bias is not None:
+            nn.init.zeros_(self.item_bias.weight)
         # the dense layer on the concatenation, split so that every tower passes it once
         self.dense_shopper = nn.Linear(width, hidden)
         self.dense_item = nn.Linear(width, hidden, bias=False)
@@ -87,16 +102,20 @@ class TwoTowers(nn.Module):
 
     def items(self, item: Tensor) -> Tensor:
         """(n,) -> (n, width)."""
-        tower: Tensor = self.item_id(item) + self.item_feature(self.feature_IF[item])
-        return tower
+        towers: list[Tensor] = []
+        if self.item_id is not None:
+            towers.append(self.item_id(item))
+        if self.item_feature is not None:
+            towers.append(self.item_feature(self.feature_IF[item]))
+        return towers[0] if len(towers) == 1 else towers[0] + towers[1]
 
     def pairs(self, shopper_NW: Tensor, item_N: Tensor) -> Tensor:
         """Log odds (N,) of one item each."""
         item_NW = self.items(item_N)
         hidden = torch.relu(self.dense_shopper(shopper_NW) + self.dense_item(item_NW))
         dot_N = (shopper_NW * item_NW).sum(1)
-        log_odds: Tensor = self.out(hidden)[:, 0] + dot_N + self.item_bias(item_N)[:, 0]
-        return log_odds
+        log_odds: Tensor = self.out(hidden)[:, 0] + dot_N
+        return log_odds if self.item_bias is None else log_odds + self.item_bias(item_N)[:, 0]
 
     def all_items(self, shopper_NW: Tensor) -> Tensor:
         """Log odds (N, I) of every item."""
@@ -111,7 +130,8 @@ class TwoTowers(nn.Module):
             ],
             dim=1,
         )
-        return dense_NI + shopper_NW @ item_IW.T + self.item_bias.weight[:, 0]
+        log_odds_NI = dense_NI + shopper_NW @ item_IW.T
+        return log_odds_NI if self.item_bias is None else log_odds_NI + self.item_bias.weight[:, 0]
 
 
 class Log:
@@ -144,11 +164,16 @@ class Scorer(OnlineAgent):
 
     While it learns, a share of its recommendations is drawn at random, falling from
     ``epsilon`` to ``final_epsilon`` over the first ``anneal`` of the steps; after every
-    batch it takes ``gradient_steps`` on samples of all it has seen.
+    batch it takes ``gradient_steps`` on samples of all it has seen. ``fit`` learns from a
+    log that is there already, with early stopping.
+
+    ``online`` holds the measures of ``agents.classification`` for the latest window of
+    recommendations that it served while learning, told before they were learned from.
 
     Args:
         shopper: what the shopper tower sees: "observation", or "id" (an embedding, with a
             finite clientele), or "both"; "auto" is both where there is a clientele.
+        item: what the item tower knows: "id", "features" or "both".
         log_rows: how many recommendations it remembers; observations that are too wide for
             the memory (``base.MEMORY``) leave room for fewer.
     """
@@ -173,6 +198,7 @@ class Scorer(OnlineAgent):
         *,
         num_envs: int = 256,
         shopper: str = "auto",
+        item: str = "both",
         width: int = 16,
         hidden: int = 128,
         learning_rate: float = 1e-3,
@@ -186,19 +212,22 @@ class Scorer(OnlineAgent):
         **settings: Any,
     ):
         super().__init__(num_envs=num_envs, **settings)
-        if shopper not in ("auto", "observation", "id", "both"):
-            raise UsageError(
-                f"agent.shopper must be auto, observation, id or both, got {shopper!r}"
-            )
-        self.shopper = shopper
+        for name, value, known in (("shopper", shopper, SHOPPERS), ("item", item, ITEMS)):
+            if not isinstance(value, str) or value not in known:
+                raise unknown(f"agent.{name}", value, known)
+        self.shopper, self.item = shopper, item
         self.width, self.hidden = width, hidden
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.batch_size, self.gradient_steps = batch_size, gradient_steps
         self.epsilon, self.final_epsilon, self.anneal = epsilon, final_epsilon, anneal
         self.log_rows = log_rows
-        self.check(**{name: getattr(self, name) for name in SETTINGS if name != "shopper"})
+        self.check(**{name: getattr(self, name) for name in SETTINGS if name in self.bounds})
         self._network: TwoTowers | None = None
         self._log: Log | None = None
+        self._calibration = (1.0, 0.0)  # slope and offset of the log odds, see ``fit``
+        self.online: dict[str, float] = {}
+        self._told: list[np.ndarray] = []  # log odds since ``online`` was taken
+        self._told_N: np.ndarray | None = None  # of the items that are being shown
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         super().bind(vector_env)
@@ -218,6 +247,7 @@ class Scorer(OnlineAgent):
                 self._known,
                 self.width,
                 self.hidden,
+                self.item,
             )
         self._network = network.to(self._torch)
         self._optimiser = torch.optim.Adam(
@@ -250,8 +280,10 @@ class Scorer(OnlineAgent):
         return self.epsilon + min(progress, 1.0) * (self.final_epsilon - self.epsilon)
 
     def explore(self, observation: np.ndarray) -> np.ndarray:
-        item_N, _ = self.predict(observation)
-        return self.sometimes_random(item_N, self.exploration)
+        log_odds_NI = self.score(as_batch(observation, self.env)[0])
+        item_N = self.sometimes_random(np.argmax(log_odds_NI, axis=1), self.exploration)
+        self._told_N = log_odds_NI[np.arange(len(item_N)), item_N]
+        return item_N
 
     def update(
         self,
@@ -263,21 +295,48 @@ class Scorer(OnlineAgent):
     ) -> None:
         assert self._log is not None
         told = info.get("final_info", info)
-        self._log.add(observation, told["shopper_id"], item_N, bought(info))
+        bought_N = bought(info)
+        self._log.add(observation, told["shopper_id"], item_N, bought_N)
+        self._judge_online(bought_N)
         losses = [self._gradient_step(self._log) for _ in range(self.gradient_steps)]
         if self.logger is not None and losses:
             self.logger.record_mean("train/loss", float(torch.stack(losses).mean()))
             self.logger.record("rollout/exploration_rate", self.exploration)
 
+    def _judge_online(self, bought_N: np.ndarray) -> None:
+        """Keep what was told of these recommendations; measure a window when it is full."""
+        if self._told_N is None:  # somebody else chose
+            return
+        self._told.append(np.stack([self._told_N, bought_N]))
+        self._told_N = None
+        if sum(part.shape[1] for part in self._told) < ONLINE_ROWS:
+            return
+        log_odds_N, was_N = np.concatenate(self._told, axis=1)
+        self._told = []
+        self.online = measures(sigmoid(log_odds_N), was_N)
+        if self.logger is not None:
+            for name, value in self.online.items():
+                self.logger.record(f"train/{name}", value)
+
     def _gradient_step(self, log: Log) -> Tensor:
         row = torch.randint(len(log), (self.batch_size,), generator=self._generator).numpy()
-        shopper_id = log.shopper_id[row]
-        if self._known:
-            strange = torch.rand(len(row), generator=self._generator).numpy() < STRANGERS
+        observation = log.observation[row].astype(np.float32)
+        return self._descend(observation, log.shopper_id[row], log.item[row], log.bought[row])
+
+    def _descend(
+        self,
+        observation: np.ndarray,
+        shopper_id: np.ndarray | None,
+        item_N: np.ndarray,
+        bought_N: np.ndarray,
+    ) -> Tensor:
+        """One gradient step on a batch; its mean loss."""
+        if self._known and shopper_id is not None:
+            strange = torch.rand(len(item_N), generator=self._generator).numpy() < STRANGERS
             shopper_id = np.where(strange, self._known, shopper_id)
-        shopper = self._tower(log.observation[row].astype(np.float32), shopper_id)
-        item = torch.as_tensor(log.item[row], device=self._torch)
-        bought = torch.as_tensor(log.bought[row], device=self._torch)
+        shopper = self._tower(observation, shopper_id)
+        item = torch.as_tensor(item_N, device=self._torch)
+        bought = torch.as_tensor(bought_N, device=self._torch)
         log_odds = self.network.pairs(shopper, item)
         loss = nn.functional.binary_cross_entropy_with_logits(log_odds, bought)
         self._optimiser.zero_grad()
@@ -311,19 +370,151 @@ class Scorer(OnlineAgent):
         log_odds: np.ndarray = self.network.all_items(shopper_NW).cpu().numpy()
         return log_odds
 
+    def fit(
+        self,
+        rows: Rows,
+        *,
+        validation: float | np.ndarray = 0.1,
+        epochs: int = 100,
+        patience: int = 5,
+        progress: Progress | None = None,
+    ) -> Fitted:
+        """Learn from a log alone: whole epochs until the validation log loss rises.
+
+        The network of the best epoch is kept, and ``probability`` is calibrated on the
+        validation part (``classification.platt``, which leaves the ranking as it is).
+
+        Args:
+            rows: what was recommended, to whom, and whether it was bought.
+            validation: share of the sessions that are kept apart, or their row numbers (n,).
+            epochs: at most so many passes.
+            patience: epochs without a lower validation loss, after which it stops.
+            progress: told of each epoch.
+
+        Raises:
+            UsageError: the rows do not fit the shop, or hold one session only.
+        """
+        as_number("epochs", epochs, 1, 10**6)
+        as_number("patience", patience, 1, 10**6)
+        self._check_rows(rows)
+        if isinstance(validation, np.ndarray):
+            apart_n = validation
+            train_N = np.setdiff1d(np.arange(len(rows)), apart_n)
+        else:
+            as_number("validation", validation, POSITIVE, 1.0 - POSITIVE)
+            train_N, apart_n = rows.split(float(validation), self.rng)
+        if not len(train_N) or not len(apart_n):
+            raise UsageError("neither the training nor the validation part may be empty")
+        bought_n = np.asarray(rows.bought_N[apart_n], dtype=np.float64)
+
+        def validate() -> float:
+            return log_loss(sigmoid(self.log_odds(rows, apart_n)), bought_n)
+
+        fitted = early_stopping(
+            self.network, lambda: self._epoch(rows, train_N), validate, epochs, patience, progress
+        )
+        fitted.calibration = platt(self.log_odds(rows, apart_n), bought_n)
+        self._calibration = fitted.calibration
+        return fitted
+
+    def _check_rows(self, rows: Rows) -> None:
+        (size,) = self.env.single_observation_space.shape
+        seen = rows.observation[np.arange(1)].shape
+        if seen != (1, size):
+            raise UsageError(f"rows must have observations of {size} numbers, got {seen[1:]}")
+        if np.max(rows.item_N) >= self.num_items:
+            raise UsageError(
+                f"item {np.max(rows.item_N)} of the log is not in the catalogue "
+                f"0..{self.num_items - 1}"
+            )
+        if self._known and rows.shopper_id_N is not None:
+            most = np.max(rows.shopper_id_N)
+            if most >= self._known:
+                raise UsageError(f"shopper {most} is none of the {self._known} of the clientele")
+
+    def _epoch(self, rows: Rows, train_N: np.ndarray) -> float:
+        """Learn from each row once, in random order; the mean loss."""
+        order = torch.randperm(len(train_N), generator=self._generator).numpy()
+        losses = []
+        for row in np.array_split(train_N[order], -(-len(order) // self.batch_size)):
+            known = None if rows.shopper_id_N is None else rows.shopper_id_N[row]
+            observation = np.asarray(rows.observation[row], dtype=np.float32)
+            bought_n = rows.bought_N[row].astype(np.float32)
+            losses.append(self._descend(observation, known, rows.item_N[row], bought_n))
+        return float(torch.stack(losses).mean())
+
+    @torch.no_grad()
+    def log_odds(self, rows: Rows, row_n: np.ndarray | None = None) -> np.ndarray:
+        """Log odds (n,), not calibrated, that the items of these rows (default: all) are bought."""
+        row_n = np.arange(len(rows)) if row_n is None else row_n
+        told = []
+        for row in np.array_split(row_n, max(-(-len(row_n) // PAIRS_AT_ONCE), 1)):
+            known = None if rows.shopper_id_N is None else rows.shopper_id_N[row]
+            tower = self._tower(np.asarray(rows.observation[row], dtype=np.float32), known)
+            item = torch.as_tensor(rows.item_N[row], device=self._torch)
+            told.append(self.network.pairs(tower, item).cpu().numpy())
+        return np.concatenate(told)
+
+    def calibrated(self, log_odds: np.ndarray) -> np.ndarray:
+        """Purchase probabilities of log odds, of any shape."""
+        slope, offset = self._calibration
+        return sigmoid(slope * np.asarray(log_odds, dtype=np.float64) + offset)
+
+    def probability(self, observation: np.ndarray) -> np.ndarray:
+        """Calibrated purchase probabilities of all items, (N, S) -> (N, I), or (S,) -> (I,).
+
+        They are as good as what it learned from. After ``fit`` on a log with random
+        recommendations they hold for every item; learned online, they hold best for what
+        it recommends itself.
+        """
+        batch, single = as_batch(observation, self.env)
+        told_NI = self.calibrated(self.score(batch))
+        return told_NI[0] if single else told_NI
+
+    def recommend(
+        self, observation: np.ndarray, k: int = 10, threshold: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` best items and their scores, best first; or only those worth showing.
+
+        Args:
+            observation: (S,) or (N, S).
+            k: length of the list.
+            threshold: recommend only items that are bought with a higher (calibrated)
+                probability than this, in [0, 1]; there may be none.
+
+        Returns:
+            items and scores (log odds), each (k,) or (N, k). With a threshold, the second
+            is the probabilities, and places that nothing is good enough for hold item -1
+            and probability NaN: ``items[items >= 0]`` is the list.
+        """
+        item_Nk, score_Nk = super().recommend(observation, k)
+        if threshold is None:
+            return item_Nk, score_Nk
+        as_number("threshold", threshold, 0.0, 1.0)
+        told_Nk = self.calibrated(score_Nk)
+        worth_Nk = told_Nk > threshold
+        return np.where(worth_Nk, item_Nk, -1), np.where(worth_Nk, told_Nk, np.nan)
+
     def settings(self) -> dict[str, Any]:
         return super().settings() | {name: getattr(self, name) for name in SETTINGS}
 
     def _save(self, directory: Path) -> None:
-        write_tensors(directory / "network.safetensors", self.network.state_dict())
+        calibration = torch.tensor(self._calibration, dtype=torch.float64)
+        tensors = self.network.state_dict() | {CALIBRATION: calibration}
+        write_tensors(directory / "network.safetensors", tensors)
 
     def _load(self, directory: Path) -> None:
         state = read_tensors(directory / "network.safetensors", self._torch)
+        calibration = state.pop(CALIBRATION, None)  # earlier versions had none
+        if calibration is not None:
+            slope, offset = calibration.tolist()
+            self._calibration = (slope, offset)
         self.network.load_state_dict(fitting(state, self.network.state_dict()))
 
 
 SETTINGS = (
     "shopper",
+    "item",
     "width",
     "hidden",
     "learning_rate",

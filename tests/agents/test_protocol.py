@@ -527,6 +527,8 @@ BAD = [
     (EnsembleTS, {"prior_scale": -1}),
     (EnsembleTS, {"learning_rate": 0}),
     (Scorer, {"shopper": "name"}),
+    (Scorer, {"item": "price"}),
+    (Scorer, {"item": True}),
     (Scorer, {"epsilon": 1.01}),
     (Scorer, {"final_epsilon": -0.01}),
     (Scorer, {"anneal": 2}),
