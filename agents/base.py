@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
+from agents.features import item_layout
 from recenv.catalogue import Catalogue
 from recenv.errors import UsageError
 from recenv.seeding import Role, derive_seed, generator
@@ -287,17 +288,21 @@ class OnlineAgent(Agent):
 
 def describe(env: RecsysVectorEnv) -> dict[str, Any]:
     """What of a shop agents are made for, JSON-able."""
-    layout = env.shop.observer.layout()
+    layout, items = env.shop.observer.layout(), item_layout(env.shop.catalogue)
     return {
         "num_items": env.shop.num_items,
         "num_shoppers": env.shop.settings.num_shoppers,
         "observation": ", ".join(f"{k} {part.stop - part.start}" for k, part in layout.items()),
+        "item_features": f"categories {items['num_categories']}, words {items['words']}",
+        "item_layout": items,
     }
 
 
 MISFITS = {
     "num_items": "agent {0} was made for {1} items, this shop has {2}: set env.num_items={1}, or "
     "train an agent for this shop",
+    "item_features": "agent {0} was made for items described by [{1}], this shop's are by [{2}]: "
+    "choose a shop of the same world, or train an agent for this shop",
     "observation": "agent {0} was made for observations of [{1}], this shop gives [{2}]: set "
     "env.observation, history, interest_dim and num_categories as in its training, or train an "
     "agent for this shop",

@@ -10,6 +10,7 @@ from stable_baselines3 import DQN
 
 from agents.base import MANY, POSITIVE, Bounds, rows_in_memory
 from agents.sb3_bridge import SB3Agent
+from agents.towers import TwoTowerQPolicy
 from recenv.seeding import Role, generator
 
 HYPERPARAMETERS: Bounds = {
@@ -61,7 +62,7 @@ class DQNAgent(SB3Agent):
     """
 
     name: ClassVar[str] = "dqn"
-    algorithm = PerShopperDQN
+    algorithm, tower_policy = PerShopperDQN, TwoTowerQPolicy
     bounds = SB3Agent.bounds | HYPERPARAMETERS
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,6 +18,36 @@ def item_features(catalogue: Catalogue, most: int) -> np.ndarray:
     if features_IF.shape[1] <= most:
         return features_IF
     return features_IF @ principal_axes(features_IF, most)
+
+
+def item_layout(catalogue: Catalogue) -> dict[str, Any]:
+    """What the columns of ``features_IF`` mean, JSON-able."""
+    return {
+        "brands": int(catalogue.brand_I.max()) + 1,
+        "log_price": list(catalogue.log_price_standard),
+        "num_categories": catalogue.num_categories,
+        "words": catalogue.keywords_IW.shape[1],
+    }
+
+
+def features_as_in(catalogue: Catalogue, layout: dict[str, Any]) -> np.ndarray:
+    """Public features (I, F) with the columns of another catalogue's ``item_layout``.
+
+    Its number of categories and words must be the same. Brands that it has not are told by
+    no column, and the same price means the same.
+    """
+    features_IF = catalogue.features_IF
+    if layout == item_layout(catalogue):
+        return features_IF
+    first, brands = catalogue.num_categories, layout["brands"]
+    own = features_IF.shape[1] - first - 1 - catalogue.keywords_IW.shape[1]
+    brand_IB = np.zeros((catalogue.num_items, brands), dtype=np.float32)
+    both = min(own, brands)
+    brand_IB[:, :both] = features_IF[:, first : first + both]
+    mean, scale = layout["log_price"]
+    log_price_I = ((np.log(catalogue.price_I) - mean) / scale).astype(np.float32)
+    words_IW = features_IF[:, first + own + 1 :]
+    return np.concatenate([features_IF[:, :first], brand_IB, log_price_I[:, None], words_IW], 1)
 
 
 def principal_axes(table: np.ndarray, count: int) -> np.ndarray:

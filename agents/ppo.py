@@ -11,6 +11,7 @@ from torch import nn
 
 from agents.base import MANY, POSITIVE, Bounds
 from agents.sb3_bridge import SB3Agent
+from agents.towers import TwoTowerActor
 from recenv.errors import UsageError
 
 HYPERPARAMETERS: Bounds = {
@@ -62,6 +63,10 @@ class ShortcutPolicy(ActorCriticPolicy):
         self.mlp_extractor = ShortcutExtractor(self.mlp_extractor, self.features_dim)
 
 
+class TowerPolicy(TwoTowerActor, ShortcutPolicy):
+    """The same with an item-conditioned head."""
+
+
 class PPOAgent(SB3Agent):
     """Proximal policy optimisation with large minibatches of many shoppers.
 
@@ -70,7 +75,7 @@ class PPOAgent(SB3Agent):
     """
 
     name: ClassVar[str] = "ppo"
-    algorithm, policy = PPO, ShortcutPolicy
+    algorithm, policy, tower_policy = PPO, ShortcutPolicy, TowerPolicy
     bounds = SB3Agent.bounds | HYPERPARAMETERS | {"minibatches": (1, MANY)}
 
     def __init__(

@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,11 +27,14 @@ from agents.base import (
     Prediction,
     SessionMeter,
     as_batch,
+    describe,
     seed_globals,
     stagger,
 )
+from agents.features import features_as_in
 from agents.files import fitting, read_tensors, write_tensors
-from recenv.errors import UsageError
+from agents.towers import HEADS, MANY_ITEMS, Shelf, TwoTowerHead, restock, show
+from recenv.errors import UsageError, unknown
 from recenv.vector_env import RecsysVectorEnv
 
 
@@ -125,22 +129,43 @@ class SB3Agent(Agent):
     Args:
         net_arch: widths of the hidden layers.
         reward_scale: what rewards are multiplied by while it learns.
+        head: what scores the items: "flat" (a column of weights for each), "two_tower" (see
+            ``towers``: such an agent also acts in shops that sell other items, of the same
+            kinds), or "auto": two towers from ``MANY_ITEMS`` items on.
+        tower_width: of a query and an item's tower.
+        item_ids: whether items have embeddings of their own beside their features.
     """
 
     algorithm: ClassVar[type[BaseAlgorithm]]
     policy: ClassVar[str | type[BasePolicy]] = "MlpPolicy"
-    fits = ("num_items", "observation")
-    bounds = Agent.bounds | {"net_arch": (1, 65_536), "reward_scale": (POSITIVE, 1e9)}
+    tower_policy: ClassVar[type[BasePolicy]]
+    bounds = Agent.bounds | {
+        "net_arch": (1, 65_536),
+        "reward_scale": (POSITIVE, 1e9),
+        "tower_width": (1, 65_536),
+    }
 
     def __init__(
-        self, *, net_arch: Sequence[int] = (64, 64), reward_scale: float = 1.0, **settings: Any
+        self,
+        *,
+        net_arch: Sequence[int] = (64, 64),
+        reward_scale: float = 1.0,
+        head: str = "auto",
+        tower_width: int = 32,
+        item_ids: bool = True,
+        **settings: Any,
     ):
         super().__init__(**settings)
+        if head not in HEADS:
+            raise unknown("agent.head", str(head), HEADS)
+        if not isinstance(item_ids, bool):
+            raise UsageError(f"agent.item_ids must be true or false, got {item_ids!r}")
         if isinstance(net_arch, str) or not isinstance(net_arch, Sequence):
             raise UsageError(f"agent.net_arch must be a list of widths, got {net_arch!r}")
         for width in net_arch:
             self.check(net_arch=width)
-        self.check(reward_scale=reward_scale)
+        self.check(reward_scale=reward_scale, tower_width=tower_width)
+        self.head, self.tower_width, self.item_ids = head, tower_width, item_ids
         self.net_arch = list(net_arch)
         self.reward_scale = reward_scale
         self._model: BaseAlgorithm | None = None
@@ -155,9 +180,21 @@ class SB3Agent(Agent):
         """Scores of all items, (N, S) -> (N, I)."""
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
+        items = (self._shop or describe(vector_env))["num_items"]
+        self.two_tower = self.head == "two_tower" or (self.head == "auto" and items >= MANY_ITEMS)
+        self.fits = ("item_features" if self.two_tower else "num_items", "observation")
+        before = self._env
         super().bind(vector_env)
         if self._model is None:
             self._model = self._make()
+        elif self.two_tower and before is not None and before.shop.catalogue is not self.catalogue:
+            show(self._model.policy, self._shelf())
+            self._model.action_space = vector_env.single_action_space
+
+    def _shelf(self) -> Shelf:
+        """The items of the bound shop, described as where the agent was made."""
+        assert self._shop is not None
+        return Shelf(features_as_in(self.catalogue, self._shop["item_layout"]))
 
     @property
     def model(self) -> BaseAlgorithm:
@@ -175,18 +212,26 @@ class SB3Agent(Agent):
         bridge = SB3Bridge(env, self.training_seed, self.reward_scale, stagger(env, self.rng))
         self.meter = bridge.meter
         return self.algorithm(
-            policy=self.policy,
+            policy=self.tower_policy if self.two_tower else self.policy,
             env=bridge,
             device=self._torch,
             seed=self.seed,
-            policy_kwargs={
-                "net_arch": self.net_arch,
-                # as good as tanh here, and training is a tenth faster
-                "activation_fn": torch.nn.ReLU,
-                "optimizer_kwargs": {"fused": True},
-            },
+            policy_kwargs=self._policy_keywords(),
             **self.hyperparameters(),
         )
+
+    def _policy_keywords(self) -> dict[str, Any]:
+        keywords: dict[str, Any] = {
+            "net_arch": self.net_arch,
+            # as good as tanh here, and training is a tenth faster
+            "activation_fn": torch.nn.ReLU,
+            "optimizer_kwargs": {"fused": True},
+        }
+        if self.two_tower:
+            keywords["make_head"] = partial(
+                TwoTowerHead, shelf=self._shelf(), width=self.tower_width, ids=self.item_ids
+            )
+        return keywords
 
     def score(self, observation: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -211,7 +256,7 @@ class SB3Agent(Agent):
         if self._made_in is not self.env:  # it was made elsewhere: to evaluate, or to load
             policy = model.policy.state_dict()
             model = self._model = self._make()
-            model.policy.load_state_dict(policy)
+            model.policy.load_state_dict(restock(policy, model.policy.state_dict()))
         # its own default writes to a new directory in /tmp
         model.set_logger(self.logger or Logger(None, []))
         seed_globals(self.seed)  # others may have drawn from them since
@@ -221,7 +266,8 @@ class SB3Agent(Agent):
 
     def settings(self) -> dict[str, Any]:
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
-        return super().settings() | own
+        heads = {"head": self.head, "tower_width": self.tower_width, "item_ids": self.item_ids}
+        return super().settings() | own | heads
 
     def _save(self, directory: Path) -> None:
         # not stable-baselines3's own zip: it holds pickles
@@ -230,7 +276,8 @@ class SB3Agent(Agent):
     def _load(self, directory: Path) -> None:
         policy = self.model.policy
         state = read_tensors(directory / "policy.safetensors", self._torch)
-        policy.load_state_dict(fitting(state, policy.state_dict()))
+        own = policy.state_dict()
+        policy.load_state_dict(fitting(restock(state, own), own))
 
 
 class _Forward(BaseCallback):

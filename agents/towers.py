@@ -1,0 +1,251 @@
+"""Item-conditioned (two-tower) heads: logits = query(state) . tower(item) + bias(item).
+
+A flat head has a column of weights for every item, and learns of an item only from what was
+recommended of it. Here all items share one tower over their public features. What features do
+not tell is an embedding of the item's own, which begins at zero, so that an item that was never
+recommended is judged by its features alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from torch import nn
+
+Tensor = torch.Tensor
+HEADS = ("auto", "flat", "two_tower")
+# Items from which on ``auto`` takes two towers: from here on they learn faster in ``full``.
+MANY_ITEMS = 300
+# Spread of the initial weights: a query begins small, so that all items begin almost alike; a
+# tower does not, because a query learns only from what the towers tell apart.
+QUERY_GAIN, TOWER_STD = 0.1, 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """The items that a head recommends from.
+
+    Attributes:
+        feature_IF: their public features.
+    """
+
+    feature_IF: np.ndarray
+
+    @property
+    def key_I(self) -> np.ndarray:
+        """A hash of each item's features: what it is known by in every catalogue.
+
+        So an item is found again in a catalogue that has grown or was sorted anew.
+        """
+        bits_IF = np.ascontiguousarray(self.feature_IF, dtype=np.float32).view(np.uint32)
+        factor_F = np.random.default_rng(0).integers(2**63, size=bits_IF.shape[1], dtype=np.uint64)
+        mixed_I = bits_IF.astype(np.uint64) @ (2 * factor_F + 1)  # wraps around
+        return np.asarray(mixed_I.view(np.int64))
+
+
+class ItemTower(nn.Module):
+    """What each item offers a query, and its bias in the last column: (I, width + 1).
+
+    Args:
+        shelf: the items.
+        width: of what a query meets.
+        ids: whether items have embeddings of their own beside their features.
+    """
+
+    feature_IF: Tensor
+    key_I: Tensor
+
+    def __init__(self, shelf: Shelf, width: int, ids: bool):
+        super().__init__()
+        items, features = shelf.feature_IF.shape
+        self.feature = nn.Linear(features, width + 1)
+        self.own = nn.Parameter(torch.zeros(items, width + 1)) if ids else None
+        self.register_buffer("key_I", torch.as_tensor(shelf.key_I))
+        self.register_buffer("feature_IF", torch.as_tensor(shelf.feature_IF), persistent=False)
+        self._row_I: Tensor | None = None
+
+    def forward(self) -> Tensor:
+        tower_IW: Tensor = self.feature(self.feature_IF)
+        if self.own is None:
+            return tower_IW
+        if self._row_I is None:
+            return tower_IW + self.own
+        return tower_IW + rows(self.own, self._row_I)
+
+    def show(self, shelf: Shelf) -> None:
+        """Recommend from these items from now on; those that it never met have only features."""
+        key_I = torch.as_tensor(shelf.key_I, device=self.key_I.device)
+        self.feature_IF = torch.as_tensor(shelf.feature_IF, device=self.key_I.device)
+        self._row_I = None if torch.equal(key_I, self.key_I) else find(key_I, self.key_I)
+
+
+def find(key_I: Tensor, among: Tensor) -> Tensor:
+    """Where each key stands among others, (I,); -1 where it does not."""
+    order = torch.argsort(among, stable=True)
+    place_I = torch.searchsorted(among[order], key_I).clamp_(max=len(among) - 1)
+    row_I = order[place_I]
+    return torch.where(among[row_I] == key_I, row_I, -1)
+
+
+def rows(table: Tensor, row_I: Tensor) -> Tensor:
+    """Rows of a table, zeros for row -1."""
+    return torch.where((row_I >= 0)[:, None], table[row_I], 0.0)
+
+
+def restock(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The saved tensors of a policy, its items' own embeddings in the order of another's items."""
+    state = dict(state)
+    for name in [name for name in state if name.endswith("items.key_I") and name in like]:
+        own, row_I = name.replace("key_I", "own"), find(like[name], state[name])
+        if own in state:
+            state[own] = rows(state[own], row_I)
+        state[name] = like[name]
+    return state
+
+
+class TwoTowerHead(nn.Module):
+    """A score for every item, (N, size) -> (N, I).
+
+    Args:
+        size: of what the state has become.
+        shelf, width, ids: see ``ItemTower``.
+    """
+
+    def __init__(self, size: int, shelf: Shelf, width: int, ids: bool):
+        super().__init__()
+        self.query = nn.Linear(size, width)
+        self.items = ItemTower(shelf, width, ids)
+        self.start()
+
+    def start(self) -> None:
+        """Initial weights, in place."""
+        nn.init.orthogonal_(self.query.weight, QUERY_GAIN)
+        nn.init.normal_(self.items.feature.weight, std=TOWER_STD)
+        with torch.no_grad():
+            self.items.feature.weight[-1].zero_()
+        for layer in (self.query, self.items.feature):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        tower_IW = self.items()
+        return torch.addmm(tower_IW[:, -1], self.query(state), tower_IW[:, :-1].T)
+
+
+# Makes a head for states of a size.
+MakeHead = Callable[[int], TwoTowerHead]
+
+
+def show(policy: nn.Module, shelf: Shelf) -> None:
+    """Let all heads of a policy recommend from these items."""
+    for module in policy.modules():
+        if isinstance(module, ItemTower):
+            module.show(shelf)
+
+
+class LeanCategorical(CategoricalDistribution):
+    """A softmax over many items: stable-baselines3's goes over all of them several times more.
+
+    Args:
+        action_dim: I.
+        make_head: of the head that gives the logits.
+    """
+
+    def __init__(self, action_dim: int, make_head: MakeHead):
+        super().__init__(action_dim)
+        self._make_head = make_head
+
+    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
+        return self._make_head(latent_dim)
+
+    def proba_distribution(self, action_logits: Tensor) -> LeanCategorical:
+        self.log_share_NI = torch.log_softmax(action_logits, dim=1)
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.log_share_NI.gather(1, actions.long().reshape(-1, 1))[:, 0]
+
+    def entropy(self) -> Tensor:
+        return -(self.log_share_NI.exp() * self.log_share_NI).sum(1)
+
+    def sample(self) -> Tensor:
+        # one uniform a shopper instead of an exponential for every item
+        below_NI = self.log_share_NI.exp().cumsum(1)
+        luck_N1 = torch.rand(len(below_NI), 1, device=below_NI.device) * below_NI[:, -1:]
+        item_N1 = torch.searchsorted(below_NI, luck_N1, right=True)
+        return item_N1.clamp_(max=below_NI.shape[1] - 1)[:, 0]
+
+    def mode(self) -> Tensor:
+        return self.log_share_NI.argmax(dim=1)
+
+
+class TwoTowerActor(ActorCriticPolicy):
+    """Mixed into a policy of stable-baselines3 it gives the actor a ``TwoTowerHead``."""
+
+    action_net: TwoTowerHead
+
+    def __init__(self, *args: Any, make_head: MakeHead, **settings: Any):
+        self._make_head = make_head
+        super().__init__(*args, **settings)
+
+    def _build(self, lr_schedule: Any) -> None:
+        self.action_dist = LeanCategorical(int(self.action_space.n), self._make_head)
+        super()._build(lr_schedule)
+        self.action_net.start()  # what was built has the library's initial weights
+
+
+class TwoTowerQNetwork(QNetwork):
+    """Q = value(state) + query(state) . tower(item) + bias(item).
+
+    The query sees the observation beside what the hidden layers found, as PPO's actor does.
+    """
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        features_extractor: Any,
+        features_dim: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        make_head: MakeHead,
+        normalize_images: bool = True,
+    ):
+        BasePolicy.__init__(  # not QNetwork's, which makes a column for every item
+            self,
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.net_arch, self.activation_fn, self.features_dim = net_arch, activation_fn, features_dim
+        hidden = net_arch[-1] if net_arch else features_dim
+        self.body = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        self.value = nn.Linear(hidden, 1)
+        self.head = make_head(hidden + features_dim)
+
+    def forward(self, obs: PyTorchObs) -> Tensor:
+        seen = self.extract_features(obs, self.features_extractor)
+        hidden = self.body(seen)
+        value_NI: Tensor = self.value(hidden) + self.head(torch.cat([hidden, seen], dim=1))
+        return value_NI
+
+
+class TwoTowerQPolicy(DQNPolicy):
+    """DQN's policy with ``TwoTowerQNetwork``s."""
+
+    def __init__(self, *args: Any, make_head: MakeHead, **settings: Any):
+        self._make_head = make_head
+        super().__init__(*args, **settings)
+
+    def make_q_net(self) -> QNetwork:
+        arguments = self._update_features_extractor(self.net_args, features_extractor=None)
+        return TwoTowerQNetwork(**arguments, make_head=self._make_head).to(self.device)
