@@ -22,14 +22,16 @@ from agents.base import (
     torch_seeded,
 )
 from agents.classification import log_loss, measures, platt, sigmoid
+from agents.encoders import ENCODERS, make_encoder
 from agents.files import fitting, read_tensors, write_tensors
 from agents.supervised import Fitted, Progress, Rows, early_stopping
 from recenv.errors import UsageError, unknown
+from recenv.observation import Behaviour
 from recenv.shop import as_number
 from recenv.vector_env import RecsysVectorEnv
 
 Tensor = torch.Tensor
-SHOPPERS = ("auto", "observation", "id", "both")
+SHOPPERS = ("auto", "observation", "id", "both", "encoder")
 ITEMS = ("both", "id", "features")
 CALIBRATION = "calibration"  # its name among the tensors of a saved agent
 SCORES_AT_ONCE = 2**18  # activations at a time: what fits a cache is ten times as fast
@@ -38,6 +40,32 @@ SCORES_AT_ONCE = 2**18  # activations at a time: what fits a cache is ten times 
 STRANGERS = 0.1
 PAIRS_AT_ONCE = 2**14  # rows of a log that are scored at a time
 ONLINE_ROWS = 2**14  # recommendations over which the measures online are taken
+
+
+class BehaviourTower(nn.Module):
+    """Observations of behaviour through an encoder: (N, S) -> (N, width).
+
+    Args:
+        observer: how they are laid out.
+        encoder: its name in ``agents.encoders``.
+        width: of the tower's output.
+        hidden: of the dense layer after the encoder.
+    """
+
+    def __init__(self, observer: Behaviour, encoder: str, width: int, hidden: int):
+        super().__init__()
+        self._layout, self._history = observer.layout(), observer.history
+        self._num_events = observer.num_events
+        self.encoder = make_encoder(encoder, observer.features_IF.shape[1], observer.history)
+        told = self.encoder.width + self._layout["interactions"].start
+        self.dense = nn.Sequential(nn.Linear(told, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        past = observation[:, self._layout["interactions"]].unflatten(1, (self._history, -1))
+        items, events = past[..., : -self._num_events], past[..., -self._num_events :]
+        head = observation[:, : self._layout["interactions"].start]  # remaining, counts
+        tower: Tensor = self.dense(torch.cat([head, self.encoder(items, events)], dim=1))
+        return tower
 
 
 class TwoTowers(nn.Module):
@@ -55,6 +83,7 @@ class TwoTowers(nn.Module):
         hidden: of the dense layer after the towers.
         item: what the item tower knows: "id" (an embedding and a bias of each), "features",
             or "both". By features alone items can be scored that were never learned from.
+        reader: reads observations (N, S) -> (N, width) instead of two dense layers.
     """
 
     feature_IF: Tensor
@@ -67,16 +96,17 @@ class TwoTowers(nn.Module):
         width: int,
         hidden: int,
         item: str = "both",
+        reader: nn.Module | None = None,
     ):
         super().__init__()
         self.register_buffer("feature_IF", feature_IF, persistent=False)
         items, features = feature_IF.shape
         self.shopper_id = nn.Embedding(num_shoppers + 1, width) if num_shoppers else None
-        self.shopper = (
-            nn.Sequential(nn.Linear(observation_size, hidden), nn.ReLU(), nn.Linear(hidden, width))
-            if observation_size
-            else None
-        )
+        self.shopper = reader
+        if reader is None and observation_size:
+            self.shopper = nn.Sequential(
+                nn.Linear(observation_size, hidden), nn.ReLU(), nn.Linear(hidden, width)
+            )
         by_id, by_features = item != "features", item != "id"
         self.item_id = nn.Embedding(items, width) if by_id else None
         self.item_feature = nn.Linear(features, width) if by_features else None
@@ -172,7 +202,9 @@ class Scorer(OnlineAgent):
 
     Args:
         shopper: what the shopper tower sees: "observation", or "id" (an embedding, with a
-            finite clientele), or "both"; "auto" is both where there is a clientele.
+            finite clientele), or "both"; "auto" is both where there is a clientele. "encoder"
+            is the behaviour so far (env.observation=behaviour) through ``encoder``.
+        encoder: mlp, cnn, gru or transformer, see ``agents.encoders``.
         item: what the item tower knows: "id", "features" or "both".
         log_rows: how many recommendations it remembers; observations that are too wide for
             the memory (``base.MEMORY``) leave room for fewer.
@@ -198,6 +230,7 @@ class Scorer(OnlineAgent):
         *,
         num_envs: int = 256,
         shopper: str = "auto",
+        encoder: str = "gru",
         item: str = "both",
         width: int = 16,
         hidden: int = 128,
@@ -212,10 +245,14 @@ class Scorer(OnlineAgent):
         **settings: Any,
     ):
         super().__init__(num_envs=num_envs, **settings)
-        for name, value, known in (("shopper", shopper, SHOPPERS), ("item", item, ITEMS)):
+        for name, value, known in (
+            ("shopper", shopper, SHOPPERS),
+            ("encoder", encoder, tuple(ENCODERS)),
+            ("item", item, ITEMS),
+        ):
             if not isinstance(value, str) or value not in known:
                 raise unknown(f"agent.{name}", value, known)
-        self.shopper, self.item = shopper, item
+        self.shopper, self.encoder, self.item = shopper, encoder, item
         self.width, self.hidden = width, hidden
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.batch_size, self.gradient_steps = batch_size, gradient_steps
@@ -239,7 +276,7 @@ class Scorer(OnlineAgent):
         clientele = (self._shop or {}).get("num_shoppers") or 0
         if self.shopper == "id" and not clientele:
             raise UsageError("agent.shopper=id needs a clientele: set env.num_shoppers")
-        self._known = clientele if self.shopper != "observation" else 0
+        self._known = clientele if self.shopper in ("auto", "id", "both") else 0
         with torch_seeded(self.seed):
             network = TwoTowers(
                 0 if self.shopper == "id" else self.env.single_observation_space.shape[0],
@@ -248,6 +285,7 @@ class Scorer(OnlineAgent):
                 self.width,
                 self.hidden,
                 self.item,
+                self._reader(),
             )
         self._network = network.to(self._torch)
         self._optimiser = torch.optim.Adam(
@@ -257,6 +295,15 @@ class Scorer(OnlineAgent):
             fused=True,
         )
         self._generator = torch_generator(self.seed)
+
+    def _reader(self) -> BehaviourTower | None:
+        """What reads observations, where it is an encoder of behaviour."""
+        if self.shopper != "encoder":
+            return None
+        observer = self.env.shop.observer
+        if not isinstance(observer, Behaviour):
+            raise UsageError("agent.shopper=encoder reads env.observation=behaviour: set it")
+        return BehaviourTower(observer, self.encoder, self.width, self.hidden)
 
     @property
     def network(self) -> TwoTowers:
@@ -514,6 +561,7 @@ class Scorer(OnlineAgent):
 
 SETTINGS = (
     "shopper",
+    "encoder",
     "item",
     "width",
     "hidden",

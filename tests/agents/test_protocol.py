@@ -528,6 +528,7 @@ BAD = [
     (EnsembleTS, {"learning_rate": 0}),
     (Scorer, {"shopper": "name"}),
     (Scorer, {"item": "price"}),
+    (Scorer, {"encoder": "lstm"}),
     (Scorer, {"item": True}),
     (Scorer, {"epsilon": 1.01}),
     (Scorer, {"final_epsilon": -0.01}),

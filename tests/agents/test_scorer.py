@@ -12,6 +12,7 @@ from torch import nn
 
 from agents import base, scorer
 from agents.classification import MEASURES, log_loss, measures, sigmoid
+from agents.encoders import ENCODERS
 from agents.files import write_tensors
 from agents.references import Random
 from agents.rollout import play
@@ -268,6 +269,46 @@ def test_every_item_tower_learns_and_is_saved(item, tmp_path):
     np.testing.assert_array_equal(agent.score(observation), loaded.score(observation))
     chance = play(make_agent(Random, env), env, 3).return_E
     assert play(agent, env, 3).return_E.mean() > chance.mean() + 1.0
+
+
+# --- behaviour through an encoder ----------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_reads_behaviour_through_an_encoder(encoder, tmp_path):
+    env = make_env(64, scenario="static", observation="behaviour", history=6)
+    settings = {"shopper": "encoder", "encoder": encoder, "learning_rate": 3e-3}
+    agent = make_agent(Scorer, env, batch_size=128, **settings)
+    agent.fit(log_rows(env, 1000)[0], epochs=4)
+    judged, true_N = log_rows(env, 500, seed=2)
+    found = measures(agent.calibrated(agent.log_odds(judged)), judged.bought_N)
+    # the same items to everybody is what can be had without looking at what she did
+    blind = np.zeros_like(judged.observation)
+    nobody = measures(agent.log_odds(replace(judged, observation=blind)), judged.bought_N)
+    assert found["auc"] > nobody["auc"] + 0.05
+    assert found["auc"] < measures(true_N, judged.bought_N)["auc"]
+    agent.save(tmp_path)
+    loaded = Scorer.load(tmp_path, env)
+    np.testing.assert_array_equal(agent.log_odds(judged), loaded.log_odds(judged))
+
+
+def test_the_encoder_sees_what_the_observation_holds():
+    env = make_env(8, observation="behaviour", history=3)
+    agent = make_agent(Scorer, env, shopper="encoder")
+    observation = greet(env, steps=5)
+    parts = env.shop.observer.unflatten(observation)
+    seen = []
+    tower = agent.network.shopper
+    tower.encoder.register_forward_pre_hook(lambda module, told: seen.append(told))
+    agent.score(observation)
+    np.testing.assert_array_equal(seen[0][0].numpy(), parts["items"])
+    np.testing.assert_array_equal(seen[0][1].numpy(), parts["events"])
+
+
+def test_an_encoder_needs_behaviour():
+    with pytest.raises(UsageError, match=r"env\.observation=behaviour") as error:
+        make_agent(Scorer, make_env(), shopper="encoder")
+    one_line(error.value)
 
 
 # --- learned from a log alone --------------------------------------------------------
