@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
+from agents.checkpoint import Resumable
 from agents.features import item_layout
 from recenv.catalogue import Catalogue
 from recenv.errors import UsageError
@@ -30,6 +31,8 @@ from recenv.vector_env import RecsysVectorEnv
 # Called after every batch of steps with the number of environment steps so far;
 # learning stops when it returns False.
 Callback = Callable[[int], bool]
+# Called with the same wherever learning can go on from a checkpoint.
+Keeper = Callable[[int], None]
 Prediction = tuple[np.ndarray, tuple[np.ndarray, ...] | None]
 # Setting -> its lowest and highest value; whole numbers where both bounds are.
 Bounds = dict[str, tuple[float, float]]
@@ -38,8 +41,13 @@ SETTINGS_FILE = "agent.json"
 MEMORY = 2**31  # bytes that the observations in an agent's memory may take
 
 
-class Agent(ABC):
+class Agent(Resumable, ABC):
     """Who recommends.
+
+    Learning can be kept on its way: whoever sets ``keeper`` is called, in ``learn``, wherever
+    ``checkpoint`` holds all that decides what comes next. A new agent of the same settings
+    and shop that is given this with ``restore`` goes on from there when it ``learn``s the
+    same number of steps: on the same machine, without an accelerator, to the bit.
 
     Args:
         seed: of everything random in the agent.
@@ -58,6 +66,7 @@ class Agent(ABC):
     bounds: ClassVar[Bounds] = {"seed": (0, 2**32 - 1), "num_envs": (1, 1_000_000)}
     # The parts of ``describe`` that must be the same in every shop that it acts in.
     fits: ClassVar[tuple[str, ...]] = ()
+    progress: ClassVar[tuple[str, ...]] = ("rng", "timesteps", "meter")
 
     def __init__(self, *, seed: int = 0, device: str = "auto", num_envs: int = 512):
         self.check(seed=seed, num_envs=num_envs)
@@ -68,6 +77,9 @@ class Agent(ABC):
         self.rng = generator(Role.AGENT, seed)
         self.logger: Logger | None = None
         self.meter: SessionMeter | None = None  # of the sessions that it learns from
+        self.keeper: Keeper | None = None
+        self.timesteps = 0  # environment steps that it has learned from
+        self._resumes = False  # whether ``learn`` goes on from a checkpoint
         self._env: RecsysVectorEnv | None = None
         self._shop: dict[str, Any] | None = None  # what it was made for, see ``describe``
 
@@ -137,6 +149,41 @@ class Agent(ABC):
         if callback is not None:
             callback(total_timesteps)
         return self
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {"agent": self.name, **super().checkpoint()}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from a ``checkpoint``: the next ``learn`` begins there.
+
+        Raises:
+            UsageError: it is damaged, or of another agent or shop.
+        """
+        env, kept = self.env, dict(kept)
+        try:
+            if kept.pop("agent") != self.name:
+                raise ValueError(f"it is not of an agent {self.name}")
+            self.meter = SessionMeter(env.num_envs, env.shop.horizon)
+            self._prepare(kept)
+            super().restore(kept)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UsageError(f"agent {self.name} cannot go on from this: {error}") from None
+        self._resumes = True
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        """Make what ``restore`` fills and is there only once something was learned."""
+
+    def _begins(self) -> bool:
+        """Whether ``learn`` begins, and does not go on from a checkpoint."""
+        resumes, self._resumes = self._resumes, False
+        if not resumes:
+            self.timesteps = 0
+        return not resumes
+
+    def _rest(self) -> None:
+        """Learning can go on from here."""
+        if self.keeper is not None:
+            self.keeper(self.timesteps)
 
     @abstractmethod
     def score(self, observation: np.ndarray) -> np.ndarray:
@@ -231,10 +278,10 @@ class Agent(ABC):
             ) from None
         return agent
 
-    def _save(self, directory: Path) -> None:  # noqa: B027 (nothing, where nothing is learned)
+    def _save(self, directory: Path) -> None:
         """Write what was learned."""
 
-    def _load(self, directory: Path) -> None:  # noqa: B027
+    def _load(self, directory: Path) -> None:
         """Read what ``_save`` wrote; the agent is bound."""
 
 
@@ -244,25 +291,34 @@ class OnlineAgent(Agent):
     Subclasses choose with ``explore`` and learn in ``update``; the loop is here.
     """
 
+    progress = (*Agent.progress, "env", "_seen")
+    _seen: np.ndarray | None = None  # what is to be answered next, (N, S)
+
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         env = self.training_env
+        if self._begins():
+            self._begin(env)
+        assert self.meter is not None
+        assert self._seen is not None
+        going = True
+        while going and self.timesteps < total_timesteps:
+            self._rest()
+            item_N = self.explore(self._seen)
+            following, reward_N, terminated_N, truncated_N, info = env.step(item_N)
+            self.timesteps += env.num_envs
+            done_N = terminated_N | truncated_N
+            self.update(self._seen, item_N, reward_N, done_N, info)
+            self._report(*self.meter.add(reward_N, done_N))
+            self._seen = following
+            going = callback is None or callback(self.timesteps)
+        return self
+
+    def _begin(self, env: RecsysVectorEnv) -> None:
+        """Open the shop for the first shoppers."""
         first_N = stagger(env, self.rng)
-        observation, _ = env.reset(
-            seed=self.training_seed, options={"first_session_steps": first_N}
-        )
+        self._seen, _ = env.reset(seed=self.training_seed, options={"first_session_steps": first_N})
         self.meter = SessionMeter(env.num_envs, env.shop.horizon)
         self.meter.begin(first_N)
-        timesteps, going = 0, True
-        while going and timesteps < total_timesteps:
-            item_N = self.explore(observation)
-            following, reward_N, terminated_N, truncated_N, info = env.step(item_N)
-            timesteps += env.num_envs
-            done_N = terminated_N | truncated_N
-            self.update(observation, item_N, reward_N, done_N, info)
-            self._report(*self.meter.add(reward_N, done_N))
-            observation = following
-            going = callback is None or callback(timesteps)
-        return self
 
     def _report(self, slot: np.ndarray, return_n: np.ndarray, length_n: np.ndarray) -> None:
         """Tell the logger of the sessions that ended, in stable-baselines3's words."""
@@ -309,13 +365,15 @@ MISFITS = {
 }
 
 
-class SessionMeter:
+class SessionMeter(Resumable):
     """Adds up the returns and lengths of the sessions in N slots.
 
     Args:
         num_envs: N.
         horizon: T, the recommendations that a session is meant to have.
     """
+
+    progress = ("_return_N", "_length_N", "_meant_N", "_earned", "_meant")
 
     def __init__(self, num_envs: int, horizon: int):
         self._horizon = horizon
@@ -431,6 +489,26 @@ def seed_globals(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+def global_states(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that ``seed_globals`` seeds."""
+    states = {
+        "random": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+    }
+    return states | ({"device": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_global_states(states: dict[str, Any], device: torch.device) -> None:
+    """The generators as they were."""
+    version, key, gauss = states["random"]
+    random.setstate((version, tuple(key), gauss))
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())
+    if device.type == "cuda" and "device" in states:
+        torch.cuda.set_rng_state(states["device"].cpu(), device)
 
 
 @contextmanager

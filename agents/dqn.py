@@ -9,6 +9,7 @@ import torch
 from stable_baselines3 import DQN
 
 from agents.base import MANY, POSITIVE, Bounds, rows_in_memory
+from agents.checkpoint import freeze, thaw
 from agents.sb3_bridge import SB3Agent
 from agents.towers import TwoTowerQPolicy
 from recenv.seeding import Role, generator
@@ -25,6 +26,9 @@ HYPERPARAMETERS: Bounds = {
     "exploration_fraction": (POSITIVE, 1.0),
     "exploration_final_eps": (0.0, 1.0),
 }
+
+
+REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 class PerShopperDQN(DQN):
@@ -63,6 +67,7 @@ class DQNAgent(SB3Agent):
 
     name: ClassVar[str] = "dqn"
     algorithm, tower_policy = PerShopperDQN, TwoTowerQPolicy
+    counters = (*SB3Agent.counters, "_n_calls", "exploration_rate")
     bounds = SB3Agent.bounds | HYPERPARAMETERS
 
     def __init__(
@@ -98,3 +103,22 @@ class DQNAgent(SB3Agent):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | self.given
+
+    def checkpoint(self) -> dict[str, Any]:
+        buffer = self.model.replay_buffer
+        rows = buffer.buffer_size if buffer.full else buffer.pos
+        own = {
+            "explorer": freeze(self.model._explorer),
+            "position": buffer.pos,
+            "full": buffer.full,
+            "replay": {name: getattr(buffer, name)[:rows] for name in REPLAY},
+        }
+        return super().checkpoint() | own
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        super()._prepare(kept)
+        buffer = self.model.replay_buffer
+        thaw(kept.pop("explorer"), self.model._explorer)
+        buffer.pos, buffer.full = kept.pop("position"), kept.pop("full")
+        for name, rows in kept.pop("replay").items():
+            getattr(buffer, name)[: len(rows)] = rows

@@ -22,6 +22,7 @@ from agents.base import (
     as_batch,
     bought,
 )
+from agents.checkpoint import Resumable
 from agents.rollout import play
 from recenv import dynamics as physics
 from recenv.errors import UsageError
@@ -150,8 +151,10 @@ class IndexPolicy(MyopicOracle):
         return super().settings() | own
 
 
-class PurchaseRates:
+class PurchaseRates(Resumable):
     """How often each item was shown and bought in an agent's own log."""
+
+    progress = ("shown_I", "bought_I")
 
     def __init__(self, num_items: int):
         self.shown_I = np.zeros(num_items)
@@ -175,6 +178,7 @@ class Cycle(Agent):
     """
 
     fits = ("num_items",)
+    progress = (*Agent.progress, "cycle")
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
@@ -215,6 +219,7 @@ class Popularity(Cycle, OnlineAgent):
 
     name: ClassVar[str] = "popularity"
     bounds = Agent.bounds | {"epsilon": (0.0, 1.0), "best": (1, MANY)}
+    progress = (*OnlineAgent.progress, "cycle", "log")
 
     def __init__(self, *, epsilon: float = 0.2, best: int = 10, **settings: Any):
         super().__init__(**settings)
@@ -239,6 +244,10 @@ class Popularity(Cycle, OnlineAgent):
             self.log = PurchaseRates(self.num_items)
         self.log.add(item_N, bought(info))
         self.cycle = self.log.best(self.best)
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        super()._prepare(kept)
+        self.log = PurchaseRates(self.num_items) if kept["log"] is not None else None
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"epsilon": self.epsilon, "best": self.best}
@@ -268,6 +277,7 @@ class Rotation(Cycle):
         "final": (0.0, 1.0),
         "elite": (0.0, 1.0),
     }
+    progress = (*Cycle.progress, "_pool", "_weight_P", "_weight_L")
 
     def __init__(
         self,
@@ -285,6 +295,9 @@ class Rotation(Cycle):
         self.warm_up, self.final, self.elite = warm_up, final, elite
         self._trial_NL: np.ndarray | None = None  # the cycles that are being tried
         self._length_N = np.zeros(0, dtype=np.int64)
+        # what is considered, and the probabilities of items and lengths
+        self._pool = np.zeros(0, dtype=np.int64)
+        self._weight_P = self._weight_L = np.zeros(0)
 
     def predict(
         self,
@@ -304,17 +317,20 @@ class Rotation(Cycle):
         rounds = max(total_timesteps // per_round, 3)
         warm = min(max(round(self.warm_up * rounds), 1), rounds - 1)
         last = min(max(round(self.final * rounds), 1), rounds - warm)
-        self.meter = SessionMeter(env.num_envs, env.shop.horizon)
-        pool = self._measure(env, warm)
-        self.cycle = pool[: self.length]
-        weight_P = np.full(len(pool), 1.0 / len(pool))
-        weight_L = np.full(min(self.length, len(pool)), 1.0 / min(self.length, len(pool)))
-        for done in range(warm, rounds - last):
-            if callback is not None and not callback(done * per_round):
+        if self._begins():
+            self.meter = SessionMeter(env.num_envs, env.shop.horizon)
+            self._pool = pool = self._measure(env, warm)
+            self.cycle, longest = pool[: self.length], min(self.length, len(pool))
+            self._weight_P = np.full(len(pool), 1.0 / len(pool))
+            self._weight_L = np.full(longest, 1.0 / longest)
+            self.timesteps = warm * per_round
+        while self.timesteps < (rounds - last) * per_round:
+            self._rest()
+            if callback is not None and not callback(self.timesteps):
                 return self
-            weight_P, weight_L = self._imitate(env, pool, weight_P, weight_L)
-            self.cycle = pool[np.argsort(-weight_P)[: int(np.argmax(weight_L)) + 1]]
-        self._compete(env, pool[np.argsort(-weight_P)], len(weight_L), last)
+            self._imitate(env)
+            self.timesteps += per_round
+        self._compete(env, self._pool[np.argsort(-self._weight_P)], len(self._weight_L), last)
         return super().learn(rounds * per_round, callback)
 
     def _measure(self, env: RecsysVectorEnv, rounds: int) -> np.ndarray:
@@ -340,10 +356,9 @@ class Rotation(Cycle):
             self.meter.count(return_N)
         return return_N
 
-    def _imitate(
-        self, env: RecsysVectorEnv, pool: np.ndarray, weight_P: np.ndarray, weight_L: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _imitate(self, env: RecsysVectorEnv) -> None:
         """One round of the cross-entropy method: new weights of items and lengths."""
+        pool, weight_P, weight_L = self._pool, self._weight_P, self._weight_L
         n, longest = env.num_envs, len(weight_L)
         length_N = self.rng.choice(longest, size=n, p=weight_L) + 1
         # items drawn without replacement, by their weights (Gumbel top-k)
@@ -354,10 +369,10 @@ class Rotation(Cycle):
         used = np.arange(longest) < length_N[best, None]
         count_P = np.bincount(place_NL[best][used], minlength=len(pool)) + 0.1
         count_L = np.bincount(length_N[best] - 1, minlength=longest) + 0.1
-        return (
-            0.5 * weight_P + 0.5 * count_P / count_P.sum(),
-            0.5 * weight_L + 0.5 * count_L / count_L.sum(),
-        )
+        self._weight_P = 0.5 * weight_P + 0.5 * count_P / count_P.sum()
+        self._weight_L = 0.5 * weight_L + 0.5 * count_L / count_L.sum()
+        likely_P = np.argsort(-self._weight_P)
+        self.cycle = pool[likely_P[: int(np.argmax(self._weight_L)) + 1]]
 
     def _compete(self, env: RecsysVectorEnv, ranked: np.ndarray, longest: int, rounds: int) -> None:
         """Keep the best of the cycles of the first 1, 2, ... items."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,9 +29,12 @@ from agents.base import (
     SessionMeter,
     as_batch,
     describe,
+    global_states,
     seed_globals,
+    set_global_states,
     stagger,
 )
+from agents.checkpoint import freeze, thaw
 from agents.features import features_as_in
 from agents.files import fitting, read_tensors, write_tensors
 from agents.towers import HEADS, MANY_ITEMS, Shelf, TwoTowerHead, restock, show
@@ -137,6 +141,15 @@ class SB3Agent(Agent):
     """
 
     algorithm: ClassVar[type[BaseAlgorithm]]
+    # the attributes of an algorithm that change while it learns
+    counters: ClassVar[tuple[str, ...]] = (
+        "num_timesteps",
+        "_episode_num",
+        "_n_updates",
+        "_current_progress_remaining",
+        "_last_obs",
+        "_last_episode_starts",
+    )
     policy: ClassVar[str | type[BasePolicy]] = "MlpPolicy"
     tower_policy: ClassVar[type[BasePolicy]]
     bounds = Agent.bounds | {
@@ -259,10 +272,52 @@ class SB3Agent(Agent):
             model.policy.load_state_dict(restock(policy, model.policy.state_dict()))
         # its own default writes to a new directory in /tmp
         model.set_logger(self.logger or Logger(None, []))
-        seed_globals(self.seed)  # others may have drawn from them since
+        begins = self._begins()
+        if begins:
+            seed_globals(self.seed)  # others may have drawn from them since
+        else:
+            set_global_states(self._globals, self._torch)
         with _unvalidated():
-            model.learn(total_timesteps, _Forward(callback), log_interval=1)
+            model.learn(
+                total_timesteps - self.timesteps,
+                _Forward(self, callback),
+                log_interval=1,
+                reset_num_timesteps=begins,
+            )
         return self
+
+    def checkpoint(self) -> dict[str, Any]:
+        model, bridge = self.model, self._bridge
+        return super().checkpoint() | {
+            "env": bridge.env.checkpoint(),
+            "globals": global_states(self._torch),
+            "actions": freeze(model.action_space.np_random),
+            "policy": freeze(model.policy),
+            "optimiser": freeze(model.policy.optimizer),
+            "counters": {name: freeze(getattr(model, name)) for name in self.counters},
+            "sessions": list(model.ep_info_buffer or ()),
+        }
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        super()._prepare(kept)
+        model, bridge = self.model, self._bridge
+        self.meter = bridge.meter  # it is the bridge that counts
+        bridge.env.restore(kept.pop("env"))
+        self._globals = kept.pop("globals")
+        thaw(kept.pop("actions"), model.action_space.np_random)
+        thaw(kept.pop("policy"), model.policy)
+        thaw(kept.pop("optimiser"), model.policy.optimizer)
+        for name, value in kept.pop("counters").items():
+            setattr(model, name, value)
+        window = model._stats_window_size
+        model.ep_info_buffer = deque(kept.pop("sessions"), maxlen=window)
+        model.ep_success_buffer = deque(maxlen=window)
+
+    @property
+    def _bridge(self) -> SB3Bridge:
+        bridge = self.model.env
+        assert isinstance(bridge, SB3Bridge)
+        return bridge
 
     def settings(self) -> dict[str, Any]:
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
@@ -281,11 +336,15 @@ class SB3Agent(Agent):
 
 
 class _Forward(BaseCallback):
-    """Tell our callback of every batch of steps."""
+    """Tell our callback of every batch of steps, and the agent where learning can go on."""
 
-    def __init__(self, callback: Callback | None):
+    def __init__(self, agent: SB3Agent, callback: Callback | None):
         super().__init__()
-        self._callback = callback
+        self._agent, self._callback = agent, callback
+
+    def _on_rollout_start(self) -> None:
+        self._agent.timesteps = self.model.num_timesteps
+        self._agent._rest()
 
     def _on_step(self) -> bool:
         return self._callback is None or self._callback(self.num_timesteps)

@@ -21,6 +21,7 @@ from agents.base import (
     torch_generator,
     torch_seeded,
 )
+from agents.checkpoint import Resumable
 from agents.classification import log_loss, measures, platt, sigmoid
 from agents.encoders import ENCODERS, make_encoder
 from agents.files import fitting, read_tensors, write_tensors
@@ -164,10 +165,15 @@ class TwoTowers(nn.Module):
         return log_odds_NI if self.item_bias is None else log_odds_NI + self.item_bias.weight[:, 0]
 
 
-class Log:
+class Log(Resumable):
     """What was seen, recommended and answered: a ring of the latest rows."""
 
+    COLUMNS = ("observation", "shopper_id", "item", "bought")
+
     def __init__(self, rows: int, observation_size: int):
+        self._allocate(rows, observation_size)
+
+    def _allocate(self, rows: int, observation_size: int) -> None:
         # half precision is enough for a regression's inputs, and halves the memory
         self.observation = np.zeros((rows, observation_size), dtype=np.float16)
         self.shopper_id = np.zeros(rows, dtype=np.int64)
@@ -177,6 +183,17 @@ class Log:
 
     def __len__(self) -> int:
         return min(self.count, len(self.item))
+
+    def checkpoint(self) -> dict[str, Any]:
+        rows = len(self)
+        filled = {name: getattr(self, name)[:rows] for name in self.COLUMNS}
+        return {"rows": len(self.item), "count": self.count, **filled}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        self._allocate(kept["rows"], kept["observation"].shape[1])
+        self.count = kept["count"]
+        for name in self.COLUMNS:
+            getattr(self, name)[: len(self)] = kept[name]
 
     def add(
         self, observation: np.ndarray, shopper_id: np.ndarray, item: np.ndarray, bought: np.ndarray
@@ -224,6 +241,16 @@ class Scorer(OnlineAgent):
         "anneal": (0.0, 1.0),
         "log_rows": (1, MANY),
     }
+    progress = (
+        *OnlineAgent.progress,
+        "_network",
+        "_optimiser",
+        "_generator",
+        "_log",
+        "_calibration",
+        "online",
+        "_told",
+    )
 
     def __init__(
         self,
@@ -318,6 +345,10 @@ class Scorer(OnlineAgent):
             self._log = Log(min(rows, rows_in_memory(2 * size)), size)
         self._total = total_timesteps
         return super().learn(total_timesteps, callback)
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        super()._prepare(kept)
+        self._log = Log(0, 0) if kept["_log"] is not None else None
 
     @property
     def exploration(self) -> float:

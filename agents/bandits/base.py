@@ -37,6 +37,7 @@ class Bandit(OnlineAgent):
     """
 
     bounds = OnlineAgent.bounds | {"delay": (0, MANY), "update_every": (1, MANY)}
+    progress = (*OnlineAgent.progress, "_under_way", "_arrived", "_generator")
 
     def __init__(
         self, *, num_envs: int = 256, delay: int = 0, update_every: int = 1, **settings: Any

@@ -34,6 +34,7 @@ class ContextFree(Bandit):
 
     fits = ("num_items",)
     bounds = Bandit.bounds | {"prior": (POSITIVE, 1e9), "forgetting": (0.5, 1.0)}
+    progress = (*Bandit.progress, "_rates")
 
     def __init__(self, *, prior: float = 1.0, forgetting: float = 1.0, **settings: Any):
         super().__init__(**settings)
@@ -87,6 +88,7 @@ class EpsilonGreedy(ContextFree):
         "final_epsilon": (0.0, 1.0),
         "anneal": (0.0, 1.0),
     }
+    progress = (*ContextFree.progress, "_steps")
 
     def __init__(
         self,

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from agents.bandits.neural import NeuralBandit
-from agents.base import POSITIVE, Agent, Callback, torch_seeded
+from agents.base import POSITIVE, torch_seeded
 from agents.files import fitting, read_tensors, write_tensors
+from recenv.vector_env import RecsysVectorEnv
 
 Tensor = torch.Tensor
 
@@ -34,6 +35,7 @@ class EnsembleTS(NeuralBandit):
         "mask": (POSITIVE, 1.0),
         "prior_scale": (0.0, 1e6),
     }
+    progress = (*NeuralBandit.progress, "_prior", "_member_N", "_shown_RM")
 
     def __init__(
         self,
@@ -56,9 +58,9 @@ class EnsembleTS(NeuralBandit):
             self._prior = self._network(self.members, spread=1 / np.sqrt(self.width))
         self._prior.requires_grad_(False)
 
-    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
+    def _begin(self, env: RecsysVectorEnv) -> None:
+        super()._begin(env)
         self._member_N = None  # new sessions
-        return super().learn(total_timesteps, callback)
 
     def update(
         self,

@@ -62,6 +62,7 @@ class LinearBandit(Bandit):
         "item_size": (1, MANY),
         "warm_up": (1, MANY),
     }
+    progress = (*Bandit.progress, "_axes_SP", "_posterior", "_waiting", "_remembered", "_unsolved")
     exploration: type[UpperBound] | type[Thompson]
     logistic = False
 
@@ -180,6 +181,11 @@ class LinearBandit(Bandit):
             self._find_axes()
         self._solve()
         return self
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        super()._prepare(kept)
+        if kept["_axes_SP"] is not None:
+            self._start(kept["_axes_SP"])
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {name: getattr(self, name) for name in SETTINGS}

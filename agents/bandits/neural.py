@@ -113,6 +113,7 @@ class NeuralBandit(Bandit):
         "gradient_steps": (0, MANY),
         "log_rows": (1, MANY),
     }
+    progress = (*Bandit.progress, "_towers", "_optimiser", "_log")
     members = 1
 
     def __init__(
@@ -170,6 +171,10 @@ class NeuralBandit(Bandit):
             rows = min(self.log_rows, total_timesteps + self.env.num_envs)
             self._log = Log(min(rows, rows_in_memory(2 * size)), size)
         return super().learn(total_timesteps, callback)
+
+    def _prepare(self, kept: dict[str, Any]) -> None:
+        super()._prepare(kept)
+        self._log = Log(0, 0) if kept["_log"] is not None else None
 
     def absorb(self, observation: np.ndarray, item_N: np.ndarray, bought_N: np.ndarray) -> None:
         assert self._log is not None

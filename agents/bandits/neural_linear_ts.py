@@ -39,6 +39,7 @@ class NeuralLinearTS(NeuralBandit):
         "ridge": (POSITIVE, 1e9),
         "growth": (0.0, 1e6),
     }
+    progress = (*NeuralBandit.progress, "_features", "_posterior", "_known")
 
     def __init__(
         self, *, alpha: float = 0.5, ridge: float = 1.0, growth: float = 0.2, **settings: Any

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from agents.checkpoint import Resumable
+
 Tensor = torch.Tensor
 ITEMS_AT_ONCE = 2048  # whose squared features are in memory while a system is made
 CLOSE_ENOUGH = 0.02  # to a mode: the largest change of a log odds in the last step
@@ -68,13 +70,15 @@ class Linear(Posterior, Protocol):
         """Take over another posterior of the same sizes, and solve."""
 
 
-class BetaRates:
+class BetaRates(Resumable):
     """Purchase rates (I,), each with a Beta posterior of its own and the prior
     Beta(prior, prior).
 
     Args:
         items: I.
     """
+
+    progress = ("count_I", "bought_I")
 
     def __init__(
         self, items: int, device: torch.device, prior: float = 1.0, forgetting: float = 1.0
@@ -113,7 +117,7 @@ class BetaRates:
             value.copy_(state[name])
 
 
-class ItemSums:
+class ItemSums(Resumable):
     """Sums over the answers to each item: the count, x, x x', y and x y, in float64.
 
     Both ridge regressions need no more than these.
@@ -122,7 +126,7 @@ class ItemSums:
         items, size: I and P.
     """
 
-    NAMES = ("count_I", "x_IP", "xx_IPP", "y_I", "xy_IP")
+    NAMES = progress = ("count_I", "x_IP", "xx_IPP", "y_I", "xy_IP")
 
     def __init__(self, items: int, size: int, device: torch.device, forgetting: float = 1.0):
         self.forgetting = forgetting
@@ -160,7 +164,7 @@ class ItemSums:
             value.copy_(state[name])
 
 
-class BilinearRidge:
+class BilinearRidge(Resumable):
     """Bayesian ridge regression on shopper x item features, with an intercept per item.
 
     The expected answer to item i is  x' W f_i + b_i  with W (P, G) and b (I,) normal
@@ -181,6 +185,21 @@ class BilinearRidge:
         shopper_size: P.
         draws: weights are drawn so often for a ``sample``, whose shoppers share them.
     """
+
+    # the sums have grown since they were solved: what follows from them does not follow yet
+    progress = (
+        "sums",
+        "feature_IG",
+        "root",
+        "weight_PG",
+        "direction_IP",
+        "intercept_I",
+        "share_I",
+        "centre_P",
+        "_shopper_IV",
+        "_cross_IP",
+        "_own_I",
+    )
 
     def __init__(
         self,
@@ -321,7 +340,7 @@ class BilinearRidge:
         self.solve()
 
 
-class ItemRidge:
+class ItemRidge(Resumable):
     """A Bayesian ridge regression on shopper features for every item by itself ("disjoint").
 
     The expected answer to item i is  x' w_i,  w_i normal around zero with precision
@@ -332,6 +351,8 @@ class ItemRidge:
     Args:
         items, shopper_size: I and P; the context's ``own_NI`` is left out.
     """
+
+    progress = ("sums", "_changed_I", "direction_IP", "_spread_IU")
 
     def __init__(
         self,
@@ -403,7 +424,7 @@ class ItemRidge:
         self.solve()
 
 
-class LogisticLaplace:
+class LogisticLaplace(Resumable):
     """Bayesian logistic regression by Laplace's approximation, on the features of a ridge.
 
     The log odds of a purchase are linear, and their posterior is taken for normal: around
@@ -417,6 +438,8 @@ class LogisticLaplace:
         ridge: the regression whose prior, features and sums serve.
         steps: towards the mode, at most.
     """
+
+    progress = ("linear", "_waiting")
 
     def __init__(self, ridge: BilinearRidge | ItemRidge, steps: int = 6):
         self.linear = ridge
