@@ -1,6 +1,6 @@
 """recenv: the reference environment for reinforcement learning in recommendation.
 
-``import recenv`` registers ``Recsys-v0`` with Gymnasium.
+``import recenv`` registers ``Recsys-v0`` and ``RecsysGate-v0`` with Gymnasium.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ def register() -> None:
             "Recsys-v0",
             entry_point="recenv.env:RecsysEnv",
             vector_entry_point="recenv.vector_env:RecsysVectorEnv",
+        )
+    if "RecsysGate-v0" not in gym.registry:
+        gym.register(
+            "RecsysGate-v0",
+            entry_point="recenv.gate:RecsysGateEnv",
+            vector_entry_point="recenv.gate:RecsysGateVectorEnv",
         )
 
 

@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 Array = Any  # np.ndarray, np.floating (no batch axis) or torch.Tensor
+WITHHELD = -1  # in place of an event: nothing was recommended, so nobody replied
 
 
 class Event(IntEnum):
@@ -113,8 +114,8 @@ class Outcome(NamedTuple):
     """Everything that one step produced."""
 
     state: State
-    event: Array  # (...,) codes of Event
-    purchase_reward: Array  # (...,) +1 or -1
+    event: Array  # (...,) codes of Event, or WITHHELD
+    purchase_reward: Array  # (...,) +1 or -1; 0 where nothing was recommended
     leaving_charge: Array  # (...,) <= 0
     terminated: Array  # (...,) bool
 
@@ -237,6 +238,11 @@ def move_interest(
     moved = pull[..., None] * items.embedding
     moved += interest
     moved += drift
+    return to_unit(xp, moved)
+
+
+def to_unit(xp: Any, moved: Array) -> Array:
+    """Vectors (..., D) scaled to unit length, in place: they are the caller's own."""
     moved *= (1.0 / xp.sqrt(dot(xp, moved, moved)))[..., None]
     return moved
 
@@ -302,4 +308,63 @@ def step(
         purchase_reward=2.0 * sale - 1.0,
         leaving_charge=0.0 - remaining * left,  # not -(...), which shows as -0.0
         terminated=left | (remaining <= 0),
+    )
+
+
+def rest(xp: Any, dynamics: Dynamics, tables: Tables, state: State, drift_row: Array) -> State:
+    """What a step without a recommendation does to a shopper: time passes, and no more.
+
+    Satiation decays, satisfaction is forgotten and interest wanders as in ``step``. Her run
+    of refusals neither grows nor ends, and nothing makes her leave: that is a reply to
+    what she is shown.
+    """
+    interest, satiation = state.interest, state.satiation
+    if dynamics.drift_scale:
+        interest = to_unit(xp, interest + gather(xp, tables.drift, drift_row))
+    if dynamics.satiation_gain:
+        satiation = dynamics.satiation_decay * satiation
+    return State(
+        interest=interest,
+        satiation=satiation,
+        satisfaction=dynamics.trust_memory * state.satisfaction,
+        refusals=state.refusals,
+        patience=state.patience,
+        remaining=state.remaining - 1.0,
+    )
+
+
+def gate(
+    xp: Any,
+    dynamics: Dynamics,
+    tables: Tables,
+    state: State,
+    traits: Traits,
+    recommended: Array,
+    candidate: Array,
+    threshold: Array,
+    drift_row: Array,
+) -> Outcome:
+    """One candidate each: a ``step`` where it is recommended, a ``rest`` where it is not.
+
+    Leaving carries no charge. Not recommending is worth 0 and drives nobody away, so that
+    a shopper who stays is worth at least 0, and one who has left exactly 0.
+
+    Args:
+        recommended: (...,) bool.
+        candidate: (...,) the items that may be recommended.
+        threshold, drift_row: as in ``step``.
+    """
+    shown = step(xp, dynamics, tables, state, traits, candidate, threshold, drift_row)
+    rested = rest(xp, dynamics, tables, state, drift_row)
+
+    def choose(one: Array, other: Array) -> Array:
+        mask = recommended[..., None] if getattr(one, "ndim", 0) > recommended.ndim else recommended
+        return one if one is other else xp.where(mask, one, other)[()]
+
+    return Outcome(
+        state=State(*map(choose, shown.state, rested)),
+        event=choose(shown.event, WITHHELD * tables.tick),
+        purchase_reward=choose(shown.purchase_reward, 0.0 * tables.one),
+        leaving_charge=xp.zeros_like(shown.leaving_charge)[()],
+        terminated=choose(shown.terminated, rested.remaining <= 0),
     )

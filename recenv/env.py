@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from array_api_compat import numpy as xp
 
-from recenv.dynamics import State, Traits, step
+from recenv.dynamics import Array, State, Traits
 from recenv.errors import UsageError, check_options, unknown
 from recenv.population import Sessions
 from recenv.render import Diary, draw, tell
@@ -216,10 +216,12 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         "render_fps": 2,
     }
 
+    shop_class: ClassVar[type[Shop]] = Shop
+
     def __init__(self, *, render_mode: str | None = None, **keywords: Any):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown("render_mode", render_mode, RENDER_MODES)
-        self.shop = Shop(keywords)
+        self.shop = self.shop_class(keywords)
         self.render_mode = render_mode
         self.action_space = self.shop.action_space
         self.observation_space = self.shop.observation_space
@@ -259,28 +261,30 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         self._time, self._over = 0, False
         self._memory = self.shop.blank_memory(())
         if self._diary:
-            self._diary.open(int(session.shopper_id), session.state, session.traits)
+            self._diary.open(
+                int(session.shopper_id), session.state, session.traits, self._candidate()
+            )
         return self._observe(), {"shopper_id": int(session.shopper_id)}
 
     def step(
         self, action: int | np.integer[Any]
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Recommend item ``action``.
+        """Do ``action``: recommend that item (at a gate: the candidate, or nothing).
 
         Raises:
-            UsageError: the action is no item of the catalogue, or the session is over.
+            UsageError: there is no such action, or the session is over.
         """
-        session, item = self._met(), self._validate(action)
+        session, action = self._met(), self._validate(action)
         if self._over:
             raise UsageError("the session is over: call reset() before the next step()")
-        shop, tables = self.shop, self.shop.tables
-        outcome = step(
+        shop, tables, candidate = self.shop, self.shop.tables, self._candidate()
+        outcome = shop.advance(
             xp,
-            shop.dynamics,
             tables,
             self._state,
             session.traits,
-            item,
+            action,
+            candidate,
             session.threshold[self._time],
             session.drift_row[self._time],
         )
@@ -291,15 +295,18 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
             "reward_terms": {"purchase": purchase, "leaving": leaving},
         }
         if shop.settings.reveal:
-            revealed = shop.reveal(xp, tables, self._state, session.traits, item)
+            revealed = shop.reveal(xp, tables, self._state, session.traits, action, candidate)
             info |= {name: float(value) for name, value in revealed.items()}
+        item = shop.shown(xp, action, candidate)
         self._memory = shop.remember(xp, shop.lenses, self._memory, item, outcome.event)
         self._state = outcome.state
         self._time += 1
         self._over = bool(outcome.terminated)
         reward = purchase + leaving
         if self._diary:
-            self._diary.write(item, info["event"], reward, outcome.state, self._over)
+            about, arrived = item if candidate is None else int(candidate), self._candidate()
+            event = info["event"]
+            self._diary.write(about, event, reward, outcome.state, self._over, arrived)
         return self._observe(), reward, self._over, False, info
 
     def render(self) -> Any:
@@ -311,8 +318,15 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
 
     def _observe(self) -> np.ndarray:
         shop, traits = self.shop, self._met().traits
-        observation: np.ndarray = shop.observe(xp, shop.lenses, self._state, traits, self._memory)
+        observation: np.ndarray = shop.observe(
+            xp, shop.lenses, self._state, traits, self._memory, self._candidate()
+        )
         return observation
+
+    def _candidate(self) -> Array | None:
+        """What has arrived at the gate; None where there is no gate."""
+        candidate_T = self._met().candidate
+        return None if candidate_T is None else candidate_T[min(self._time, len(candidate_T) - 1)]
 
     def _met(self) -> Sessions:
         if self._session is None:
@@ -321,11 +335,11 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
 
     def _validate(self, action: Any) -> int:
         try:
-            item = operator.index(action)
+            index = operator.index(action)
         except TypeError:
-            item = None
-        if item is None or action is True or action is False:
-            raise UsageError(f"an action is the index of an item, a whole number, got {action!r}")
-        if not 0 <= item < self.shop.num_items:
-            raise UsageError(f"action {item} is not in the catalogue 0..{self.shop.num_items - 1}")
-        return item
+            index = None
+        if index is None or action is True or action is False:
+            raise UsageError(f"an action is {self.shop.action_words}, got {action!r}")
+        if not 0 <= index < self.shop.num_actions:
+            raise self.shop.misstep(f"action {index}")
+        return index

@@ -19,7 +19,13 @@ SLACK = 1e-3  # bounds hold in spite of rounding (relative, and at least this)
 class Observer(Protocol):
     """Turns a shopper into a flat observation (..., S) within finite bounds."""
 
-    space: spaces.Box
+    @property
+    def size(self) -> int:
+        """S."""
+        ...
+
+    @property
+    def space(self) -> spaces.Box: ...
 
     def layout(self) -> dict[str, slice]:
         """Where each part lies in the last axis."""
@@ -127,20 +133,20 @@ class Behaviour:
     @property
     def table(self) -> FloatArray:
         """(I + 1, F): features, and a last row of zeros for "nothing yet" (item -1)."""
-        return np.concatenate([self.features_IF, np.zeros_like(self.features_IF[:1])])
+        return with_nothing(self.features_IF)
 
     @property
     def event_table(self) -> FloatArray:
         """(7, 6): events one-hot, and a last row of zeros for "nothing yet" (event -1)."""
-        eye = np.eye(self.num_events, dtype=np.float32)
-        return np.concatenate([eye, np.zeros_like(eye[:1])])
+        return with_nothing(np.eye(self.num_events, dtype=np.float32))
 
     @property
     def space(self) -> spaces.Box:
         head = 1 + self.num_events
         events = np.ones(self.num_events, dtype=np.float32)
-        low = np.concatenate([np.minimum(self.features_IF.min(axis=0), 0), 0 * events])
-        high = np.concatenate([np.maximum(self.features_IF.max(axis=0), 0), events])
+        least, most = extremes(self.features_IF)
+        low = np.concatenate([least, 0 * events])
+        high = np.concatenate([most, events])
         return _box(
             np.concatenate([np.zeros(head), np.tile(low, self.history)]),
             np.concatenate([np.ones(head), np.tile(high, self.history)]),
@@ -180,6 +186,47 @@ class Behaviour:
             "items": past[..., : -self.num_events],
             "events": past[..., -self.num_events :],
         }
+
+
+@dataclass(frozen=True, eq=False)
+class AtGate:
+    """What is seen of a shopper, and the public features of the candidate that has arrived."""
+
+    shopper: Latent | Behaviour
+    features_IF: FloatArray
+
+    @property
+    def size(self) -> int:
+        return self.shopper.size + int(self.features_IF.shape[1])
+
+    @property
+    def space(self) -> spaces.Box:
+        least, most = extremes(self.features_IF)
+        candidate, shopper = _box(least, most), self.shopper.space
+        return spaces.Box(
+            np.concatenate([shopper.low, candidate.low]),
+            np.concatenate([shopper.high, candidate.high]),
+            dtype=np.float32,
+        )
+
+    def layout(self) -> dict[str, slice]:
+        return self.shopper.layout() | {"candidate": slice(self.shopper.size, self.size)}
+
+    def unflatten(self, observation: Array) -> dict[str, Array]:
+        """The parts that the shopper's observer gives, and ``candidate`` (..., F)."""
+        split = self.shopper.size
+        parts = self.shopper.unflatten(observation[..., :split])
+        return parts | {"candidate": observation[..., split:]}
+
+
+def with_nothing(table: FloatArray) -> FloatArray:
+    """The table and a last row of zeros, for "nothing"."""
+    return np.concatenate([table, np.zeros_like(table[:1])])
+
+
+def extremes(features_IF: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The least and the most (F,) of each feature, zeros ("nothing") counted in."""
+    return np.minimum(features_IF.min(axis=0), 0), np.maximum(features_IF.max(axis=0), 0)
 
 
 def _inverse(scale: float) -> float:

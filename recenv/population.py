@@ -134,6 +134,7 @@ class Sessions(NamedTuple):
     threshold: Array  # (n, T) logits of uniforms
     drift_row: Array  # (n, T) rows of the drift table
     first_observation: Array  # (n, S) what is seen of them as they walk in
+    candidate: Array | None = None  # (n, T) the items that arrive at a gate, where there is one
 
     def rows(self, index: int | slice | IntArray) -> Sessions:
         """Some of the sessions."""
@@ -144,12 +145,15 @@ class Sessions(NamedTuple):
             self.threshold[index],
             self.drift_row[index],
             self.first_observation[index],
+            None if self.candidate is None else self.candidate[index],
         )
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name; ``Arrivals.session`` makes sessions of them again."""
         named = self._asdict() | {"state": self.state._asdict(), "traits": self.traits._asdict()}
         del named["first_observation"]  # it follows from the others
+        if self.candidate is None:
+            del named["candidate"]
         return named
 
 
@@ -181,8 +185,9 @@ class Arrivals:
     Args:
         block: how many are drawn at once.
         clientele: the regulars, where nobody else comes.
-        observe: what is seen of newcomers (n, S), by their state and traits; looked at by
-            the block, as looking costs much the same for one and for a thousand.
+        observe: what is seen of newcomers (n, S), by their state, traits and candidates;
+            looked at by the block, as looking costs much the same for one and for a thousand.
+        propose: draws the candidates (n, T) of newcomers, from the generator and their state.
     """
 
     def __init__(
@@ -192,9 +197,11 @@ class Arrivals:
         horizon: int,
         block: int,
         clientele: People | None = None,
-        observe: Callable[[State, Traits], Array] | None = None,
+        observe: Callable[[State, Traits, Array | None], Array] | None = None,
+        propose: Callable[[np.random.Generator, State], IntArray] | None = None,
     ):
         self.observe = observe or _nothing
+        self.propose = propose
         self.population = population
         self.num_categories = num_categories
         self.horizon = horizon
@@ -242,14 +249,19 @@ class Arrivals:
             KeyError, TypeError, ValueError: they are not of this shop, or not so many.
         """
         state, traits = State(**kept["state"]), Traits(**kept["traits"])
-        seen = self.observe(state, traits)
+        candidate = kept.get("candidate")
+        if (candidate is None) != (self.propose is None):
+            raise ValueError("one is of a gate, the other is not")
+        seen = self.observe(state, traits, candidate)
         luck = kept["threshold"], kept["drift_row"]
-        session = Sessions(kept["shopper_id"], state, traits, *luck, seen)
+        session = Sessions(kept["shopper_id"], state, traits, *luck, seen, candidate)
         wide = {
             "interest": (state.interest, self.population.interest_dim),
             "categories": (state.satiation, self.num_categories),
             "horizon": (session.threshold, self.horizon),
         }
+        if session.candidate is not None:
+            wide["candidates"] = session.candidate, self.horizon
         for what, (array, size) in wide.items():
             if array.shape != (count, size):
                 raise ValueError(f"its {what} has the shape {array.shape}, not {(count, size)}")
@@ -268,11 +280,13 @@ class Arrivals:
         word = _words(rng, n * horizon).reshape(n, horizon)
         state = initial_state(people.interest, patience, self.num_categories, horizon)
         traits = self.population.traits(people)
-        seen = self.observe(state, traits)
-        return Sessions(shopper_id, state, traits, *decode_luck(word), seen)
+        # last, so that the shoppers and their other luck are those of a shop without a gate
+        candidate = self.propose(rng, state) if self.propose else None
+        seen = self.observe(state, traits, candidate)
+        return Sessions(shopper_id, state, traits, *decode_luck(word), seen, candidate)
 
 
-def _nothing(state: State, traits: Traits) -> FloatArray:
+def _nothing(state: State, traits: Traits, candidate: Array | None) -> FloatArray:
     return np.zeros((len(state.remaining), 0), dtype=np.float32)
 
 
@@ -331,4 +345,5 @@ def _concatenate(parts: list[Sessions]) -> Sessions:
         join(*(p.threshold for p in parts)),
         join(*(p.drift_row for p in parts)),
         join(*(p.first_observation for p in parts)),
+        None if parts[0].candidate is None else join(*(p.candidate for p in parts)),
     )

@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recenv.catalogue import FloatArray
-from recenv.dynamics import Event, State, Traits, items_at, respond, sigmoid, utilities
+from recenv.dynamics import WITHHELD, Event, State, Traits, items_at, respond, sigmoid, utilities
 from recenv.errors import MissingExtra
 from recenv.shop import Shop
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-WORDS = {
+WORDS: dict[int, str] = {
     Event.PURCHASE: "bought",
     Event.CART: "put it in the cart",
     Event.VIEW: "looked",
     Event.IGNORE: "ignored",
     Event.NOT_INTERESTED: "not interested",
 }
+AT_GATE = WORDS | {WITHHELD: "not shown"}
 # What is worth a note in the text.
 TRUST_CHANGE = 0.1
 SATIATION_CHANGE = 0.5
@@ -36,10 +37,10 @@ TOLD_FIRST, TOLD_LAST = 10, 50
 
 
 class Moment(NamedTuple):
-    """One recommendation, as it is remembered."""
+    """One recommendation, or the lack of it, as it is remembered."""
 
     item: int
-    event: Event
+    event: int  # a code of Event, or WITHHELD
     reward: float
     trust: float  # after it
     satiation: float  # of the item's category, before it
@@ -51,19 +52,34 @@ class Diary:
     def __init__(self, shop: Shop):
         self.shop = shop
 
-    def open(self, shopper_id: int, state: State, traits: Traits) -> None:
+    def open(
+        self, shopper_id: int, state: State, traits: Traits, candidate: int | None = None
+    ) -> None:
         """Begin a page: a shopper has come, and nothing is recommended yet."""
+        self.candidate = candidate
         self.shopper_id, self.traits = shopper_id, traits
         self.state = self.before = state
         self.moments: list[Moment] = []
         self.over = False
 
-    def write(self, item: int, event: int, reward: float, state: State, over: bool) -> None:
-        """Note one recommendation; ``state`` is the shopper after it."""
+    def write(
+        self,
+        item: int,
+        event: int,
+        reward: float,
+        state: State,
+        over: bool,
+        candidate: int | None = None,
+    ) -> None:
+        """Note one recommendation, or (WITHHELD) that ``item`` was none.
+
+        ``state`` is the shopper after it, ``candidate`` what arrives next at a gate.
+        """
         satiation = float(self.state.satiation[self.shop.catalogue.category_I[item]])
         trust = math.tanh(self.shop.dynamics.trust_slope * float(state.satisfaction))
-        self.moments.append(Moment(item, Event(event), reward, trust, satiation))
+        self.moments.append(Moment(item, event, reward, trust, satiation))
         self.before, self.state, self.over = self.state, state, over
+        self.candidate = None if over else candidate
 
     @property
     def total(self) -> int:
@@ -71,8 +87,18 @@ class Diary:
         return round(sum(moment.reward for moment in self.moments))
 
     @property
-    def counts(self) -> Counter[Event]:
+    def counts(self) -> Counter[int]:
         return Counter(moment.event for moment in self.moments)
+
+    @property
+    def words(self) -> dict[int, str]:
+        """What can happen in a step, in words."""
+        return AT_GATE if self.shop.gate else WORDS
+
+    @property
+    def noun(self) -> str:
+        """What a session is made of."""
+        return "candidates" if self.shop.gate else "recommendations"
 
     @property
     def trust(self) -> float:
@@ -80,7 +106,7 @@ class Diary:
 
     @property
     def unseen(self) -> int:
-        """Recommendations missed by leaving, each of which was charged."""
+        """Recommendations missed by leaving."""
         return int(self.state.remaining) if self.over else 0
 
     @property
@@ -125,13 +151,13 @@ def tell(diary: Diary) -> str:
     shop = diary.shop
     head = (
         f"Shopper {diary.shopper_id} ({shop.world.name}, {shop.scenario}: "
-        f"{shop.num_items:,} items, {shop.horizon:,} recommendations)"
+        f"{shop.num_items:,} items, {shop.horizon:,} {diary.noun})"
     )
     liked = _listed([_cut(name, 40) for name in _favourites(diary)])
     told = _told(diary)
     body = ["", *told] if told else []
     who = f"She likes {liked}; {_character(diary)}."
-    return "\n".join([head, who, *body, "", _standing(diary)]) + "\n"
+    return "\n".join([head, who, *body, "", *_arrived(diary), _standing(diary)]) + "\n"
 
 
 def _character(diary: Diary) -> str:
@@ -185,13 +211,13 @@ def _told(diary: Diary) -> list[str]:
 def _line(diary: Diary, t: int, label: str, note: str) -> str:
     moment, digits = diary.moments[t], len(str(diary.shop.horizon))
     price = float(diary.shop.catalogue.price_I[moment.item])
-    words = WORDS[moment.event]
+    words = diary.words[moment.event]
     return f"{t + 1:>{digits + 2}}  {label}  {price:>8.2f}  {words:<18}  {note}".rstrip()
 
 
 def _summed(diary: Diary, start: int, end: int) -> str:
     counts = Counter(moment.event for moment in diary.moments[start:end])
-    told = ", ".join(f"{counts[event]} {words}" for event, words in WORDS.items())
+    told = ", ".join(f"{counts[event]} {words}" for event, words in diary.words.items())
     return f"  ... steps {start + 1} to {end}: {told}"
 
 
@@ -228,18 +254,28 @@ def _signed(value: float, digits: int = 0) -> str:
     return text if text.strip("+-0.") else text[1:]
 
 
+def _arrived(diary: Diary) -> list[str]:
+    """What stands at the gate."""
+    if diary.candidate is None:
+        return []
+    price = float(diary.shop.catalogue.price_I[diary.candidate])
+    return [f"At the gate: {_label(diary, int(diary.candidate))}, {price:.2f}"]
+
+
 def _standing(diary: Diary) -> str:
     """How the session ended, or how it stands."""
-    seen, horizon = len(diary.moments), diary.shop.horizon
-    bought, total = diary.counts[Event.PURCHASE], _signed(diary.total)
+    seen, horizon, total = len(diary.moments), diary.shop.horizon, _signed(diary.total)
+    bought = f"{diary.counts[Event.PURCHASE]} bought of"
+    if diary.shop.gate:
+        bought = f"{bought} {seen - diary.counts[WITHHELD]} recommended of"
     if not diary.over:
-        return f"So far: {bought} bought of {seen}, return {total}; {horizon - seen} to come."
+        return f"So far: {bought} {seen}, return {total}; {horizon - seen} to come."
     if not diary.unseen:
-        return f"She stayed to the end: {bought} bought of {horizon}, return {total}."
-    missed = f"{diary.unseen} recommendations unseen, charged {-diary.unseen}"
+        return f"She stayed to the end: {bought} {horizon}, return {total}."
+    charged = "" if diary.shop.gate else f", charged {-diary.unseen}"
+    missed = f"{diary.unseen} {diary.noun} unseen{charged}"
     return (
-        f"She left after step {seen} of {horizon} ({missed}): "
-        f"{bought} bought of {horizon}, return {total}."
+        f"She left after step {seen} of {horizon} ({missed}): {bought} {horizon}, return {total}."
     )
 
 
@@ -263,6 +299,7 @@ COLOURS = {
     Event.VIEW: SKY,
     Event.IGNORE: GREY,
     Event.NOT_INTERESTED: VERMILLION,
+    WITHHELD: FAINT,
 }
 
 
@@ -384,6 +421,8 @@ class _Canvas:
 def _draw_header(canvas: _Canvas, diary: Diary) -> None:
     step = f"step {len(diary.moments):,} of {diary.shop.horizon:,}"
     canvas.text(LEFT, 34, f"Shopper {diary.shopper_id}", 17, bold=True)
+    for arrived in _arrived(diary):
+        canvas.text(230, 34, arrived, 11, width=430)
     canvas.text(RIGHT, 34, f"{diary.shop.scenario}  ·  {step}", 11, SOFT, align="right")
     canvas.text(LEFT, 61, f"She {_typeset(_character(diary))}.", 9.5, SOFT, width=RIGHT - LEFT)
 
@@ -401,7 +440,7 @@ def _draw_banner(canvas: _Canvas, diary: Diary) -> None:
     price = float(diary.shop.catalogue.price_I[moment.item])
     canvas.boxes(LEFT, top, RIGHT - LEFT, height, COLOURS[moment.event], 0.16)
     canvas.boxes(LEFT, top, 6, height, COLOURS[moment.event])
-    canvas.text(LEFT + 18, middle, WORDS[moment.event], 10.5, bold=True)
+    canvas.text(LEFT + 18, middle, diary.words[moment.event], 10.5, bold=True)
     mood = _mood(diary)
     room = 420 if mood else 700
     canvas.text(LEFT + 170, middle, f"{name} ({category}), {price:.2f}", 10, width=room)
@@ -411,7 +450,8 @@ def _draw_banner(canvas: _Canvas, diary: Diary) -> None:
 def _mood(diary: Diary) -> str:
     """Whether she stays."""
     if diary.unseen:
-        return f"she leaves, at a charge of {_typeset(_signed(-diary.unseen))}"
+        charge = "" if diary.shop.gate else f", at a charge of {_typeset(_signed(-diary.unseen))}"
+        return f"she leaves{charge}"
     if diary.over:
         return "she stayed to the end"
     refusals = int(diary.state.refusals)
@@ -453,7 +493,8 @@ def _draw_shelf(canvas: _Canvas, diary: Diary) -> None:
     last = diary.moments[-1].item if diary.moments else None
     if last is not None:
         canvas.boxes(718, TABLE - 26, 12, 12, INK, 0.09)
-        canvas.text(736, TABLE - 20, "recommended", 8.5, SOFT)
+        told = "not shown" if diary.moments[-1].event == WITHHELD else "recommended"
+        canvas.text(736, TABLE - 20, told, 8.5, SOFT)
         canvas.line([834, 834], [TABLE - 27, TABLE - 13], INK, 2)
         canvas.text(842, TABLE - 20, "chance then", 8.5, SOFT)
     for row, (rank, item, chance) in enumerate(_shelf(diary, last)):
@@ -507,19 +548,20 @@ def _when(diary: Diary, steps: Any) -> Any:
 
 def _draw_events(canvas: _Canvas, diary: Diary) -> None:
     """A row for each kind of event, a mark for each step."""
-    top, pitch = 384, 17
+    top, pitch = 384, 85 / len(diary.words)
     event_T = np.array([moment.event for moment in diary.moments])
     step = (TIME_RIGHT - TIME_LEFT) / diary.shop.horizon
-    for row, (event, words) in enumerate(WORDS.items()):
-        middle = top + pitch * (row + 0.5)
-        canvas.boxes(TIME_LEFT, middle - 6.5, TIME_RIGHT - TIME_LEFT, 13, PALE)
+    for row, (event, words) in enumerate(diary.words.items()):
+        middle, height = top + pitch * (row + 0.5), pitch - 4
+        canvas.boxes(TIME_LEFT, middle - height / 2, TIME_RIGHT - TIME_LEFT, height, PALE)
         canvas.boxes(LEFT, middle - 5, 10, 10, COLOURS[event])
         canvas.text(LEFT + 18, middle, words)
         canvas.text(RIGHT, middle, f"{diary.counts[event]:,}", 9, SOFT, align="right")
         # steps narrower than half a pixel would only be painted over one another
         ends = np.unique(np.round(2 * _when(diary, np.flatnonzero(event_T == event))) / 2)
         gap = 2 if step > 5 else 0
-        canvas.boxes(ends - step + gap / 2, middle - 6.5, max(step, 1) - gap, 13, COLOURS[event])
+        width = max(step, 1) - gap
+        canvas.boxes(ends - step + gap / 2, middle - height / 2, width, height, COLOURS[event])
 
 
 def _draw_return(canvas: _Canvas, diary: Diary) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from array_api_compat import numpy as xp
@@ -13,10 +14,10 @@ from gymnasium import spaces
 
 from recenv import dynamics as physics
 from recenv import world as worlds
-from recenv.catalogue import Catalogue
-from recenv.dynamics import Array, Dynamics, Items, State, Tables, Traits
+from recenv.catalogue import Catalogue, IntArray
+from recenv.dynamics import Array, Dynamics, Items, Outcome, State, Tables, Traits
 from recenv.errors import UsageError, unknown
-from recenv.observation import Behaviour, Latent
+from recenv.observation import Behaviour, Latent, Observer
 from recenv.population import Arrivals, People, drift_table
 from recenv.scenarios import SCENARIOS
 
@@ -56,10 +57,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and name in BOUNDS:
                 object.__setattr__(self, name, as_number(name, value, *BOUNDS[name]))
-        _check_choice("observation", self.observation, OBSERVATIONS)
-        _check_choice("autoreset_mode", self.autoreset_mode, AUTORESET_MODES)
+        check_choice("observation", self.observation, OBSERVATIONS)
+        check_choice("autoreset_mode", self.autoreset_mode, AUTORESET_MODES)
         if self.scenario is not None:
-            _check_choice("scenario", self.scenario, SCENARIOS)
+            check_choice("scenario", self.scenario, SCENARIOS)
         if not isinstance(self.world, str):
             raise UsageError(f"world must be a name or a path, got {self.world!r}")
         if not isinstance(self.reveal, bool):
@@ -100,7 +101,7 @@ DYNAMICS_NAMES = tuple(f.name for f in fields(Dynamics))
 
 
 class Lenses(NamedTuple):
-    """The arrays that ``observation="behaviour"`` reads, in one backend."""
+    """The arrays that ``observation="behaviour"`` and a gate read, in one backend."""
 
     features: Array  # (I + 1, F), zeros in the last row
     events: Array  # (7, 6) one-hot, zeros in the last row
@@ -115,7 +116,9 @@ class Memory(NamedTuple):
 
 
 class Shop:
-    """A world under given dynamics, and how agents see it.
+    """A world under given dynamics, how agents see it, and what they may do in it.
+
+    Its subclass ``recenv.gate.GateShop`` asks another question about the same shoppers.
 
     Args:
         keywords: those of ``Settings`` and ``Dynamics``.
@@ -124,13 +127,19 @@ class Shop:
         UsageError: a keyword is unknown or out of range, or the world cannot be had.
     """
 
+    id: ClassVar[str] = "Recsys-v0"  # under which it is registered
+    settings_class: ClassVar[type[Settings]] = Settings
+    gate: ClassVar[bool] = False  # whether the question is yes or no, and not which item
+    action_words: ClassVar[str] = "the index of an item, a whole number"
+
     def __init__(self, keywords: dict[str, Any]):
+        names = tuple(f.name for f in fields(self.settings_class))
         for name in keywords:
-            if name not in SETTING_NAMES + DYNAMICS_NAMES:
-                raise unknown("option of Recsys-v0", name, SETTING_NAMES + DYNAMICS_NAMES)
+            if name not in names + DYNAMICS_NAMES:
+                raise unknown(f"option of {self.id}", name, names + DYNAMICS_NAMES)
         given = {name: value for name, value in keywords.items() if value is not None}
         chosen = {k: _dynamic(k, v) for k, v in given.items() if k in DYNAMICS_NAMES}
-        self.settings = Settings(**{k: v for k, v in given.items() if k in SETTING_NAMES})
+        self.settings = self.settings_class(**{k: v for k, v in given.items() if k in names})
         self.world = _build_world(self.settings, chosen)
         self.scenario = self.settings.scenario or self.world.scenario
         scale = {"interest_weight": self.world.interest_weight}
@@ -146,8 +155,22 @@ class Shop:
     def num_items(self) -> int:
         return self.catalogue.num_items
 
+    @property
+    def num_actions(self) -> int:
+        return self.num_items
+
+    def misstep(self, action: str) -> UsageError:
+        """The error for a whole number that is no action."""
+        return UsageError(f"{action} is not in the catalogue 0..{self.num_items - 1}")
+
     @cached_property
-    def observer(self) -> Latent | Behaviour:
+    def observer(self) -> Observer:
+        """What agents see."""
+        return self.view
+
+    @cached_property
+    def view(self) -> Latent | Behaviour:
+        """What agents see of the shopper."""
         if self.settings.observation == "latent":
             return Latent(
                 self.world.population,
@@ -163,7 +186,7 @@ class Shop:
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        return spaces.Discrete(self.num_items)
+        return spaces.Discrete(self.num_actions)
 
     @cached_property
     def clientele(self) -> People | None:
@@ -182,15 +205,23 @@ class Shop:
             block=max(num_envs, 64),
             clientele=self.clientele,
             observe=self.first_observation,
+            propose=self.proposals,
         )
 
-    def first_observation(self, state: State, traits: Traits) -> Array:
+    @property
+    def proposals(self) -> Callable[[np.random.Generator, State], IntArray] | None:
+        """How the candidates of a gate are drawn; a shop without one has none."""
+        return None
+
+    def first_observation(
+        self, state: State, traits: Traits, candidate: Array | None = None
+    ) -> Array:
         """What agents see of shoppers at the door, (n, S)."""
-        if self.lenses is None:
-            return self.observe(xp, None, state, traits, None)
+        if isinstance(self.view, Latent):
+            return self.view.observe(xp, state, traits)
         # nobody has done anything yet: all look alike
         one = state._replace(remaining=state.remaining[0])
-        same = self.observe(xp, self.lenses, one, traits, self.blank_memory(()))
+        same = self.see(xp, self.lenses, one, traits, self.blank_memory(()))
         return np.broadcast_to(same, (len(state.remaining), len(same)))
 
     def items(self, xp: Any, tables: Tables) -> Items:
@@ -213,12 +244,36 @@ class Shop:
     @cached_property
     def lenses(self) -> Lenses | None:
         """What an observation reads, on numpy."""
-        if isinstance(self.observer, Latent):
+        if isinstance(self.view, Latent):
             return None
-        return Lenses(self.observer.table, self.observer.event_table)
+        return Lenses(self.view.table, self.view.event_table)
+
+    def advance(
+        self,
+        xp: Any,
+        tables: Tables,
+        state: State,
+        traits: Traits,
+        action: Array,
+        candidate: Array | None,
+        threshold: Array,
+        drift_row: Array,
+    ) -> Outcome:
+        """What the actions (...) lead to; ``candidate`` is what they are about, at a gate."""
+        return physics.step(xp, self.dynamics, tables, state, traits, action, threshold, drift_row)
+
+    def shown(self, xp: Any, action: Array, candidate: Array | None) -> Array:
+        """The items (...) that actions put before shoppers; -1 for none."""
+        return action
 
     def reveal(
-        self, xp: Any, tables: Tables, state: State, traits: Traits, action: Array
+        self,
+        xp: Any,
+        tables: Tables,
+        state: State,
+        traits: Traits,
+        action: Array,
+        candidate: Array | None = None,
     ) -> dict[str, Array]:
         """Purchase probability of ``action`` (...), and its regret against the best item.
 
@@ -233,35 +288,47 @@ class Shop:
 
     def blank_memory(self, lead: tuple[int, ...]) -> Memory | None:
         """Nothing remembered yet, for leading axes ``lead``; None where it is not needed."""
-        if self.lenses is None:
+        if isinstance(self.view, Latent):
             return None
         none = np.full((*lead, self.settings.history), -1, dtype=np.int64)
-        counts = np.zeros((*lead, self.lenses.events.shape[1]), dtype=np.float32)
+        counts = np.zeros((*lead, self.view.num_events), dtype=np.float32)
         return Memory(none, none.copy(), counts)
 
     def remember(
-        self, xp: Any, lenses: Lenses | None, memory: Memory | None, action: Array, event: Array
+        self, xp: Any, lenses: Lenses | None, memory: Memory | None, item: Array, event: Array
     ) -> Memory | None:
         """The memory after one more interaction."""
         if memory is None or lenses is None:
             return None
-        action, event = xp.asarray(action), xp.astype(xp.asarray(event), xp.int64)
+        item, event = xp.asarray(item), xp.astype(xp.asarray(event), xp.int64)
         return Memory(
-            items=xp.concat([action[..., None], memory.items[..., :-1]], axis=-1),
+            items=xp.concat([item[..., None], memory.items[..., :-1]], axis=-1),
             events=xp.concat([event[..., None], memory.events[..., :-1]], axis=-1),
             counts=memory.counts + physics.gather(xp, lenses.events, event),
         )
 
     def observe(
-        self, xp: Any, lenses: Lenses | None, state: State, traits: Traits, memory: Memory | None
+        self,
+        xp: Any,
+        lenses: Lenses | None,
+        state: State,
+        traits: Traits,
+        memory: Memory | None,
+        candidate: Array | None = None,
     ) -> Array:
         """What an agent sees, (..., S), a new array each time."""
-        observer = self.observer
-        if isinstance(observer, Latent):
-            return observer.observe(xp, state, traits)
+        return self.see(xp, lenses, state, traits, memory)
+
+    def see(
+        self, xp: Any, lenses: Lenses | None, state: State, traits: Traits, memory: Memory | None
+    ) -> Array:
+        """What an agent sees of the shopper, a new array each time."""
+        view = self.view
+        if isinstance(view, Latent):
+            return view.observe(xp, state, traits)
         assert memory is not None
         assert lenses is not None
-        return observer.observe(
+        return view.observe(
             xp,
             state.remaining,
             memory.counts,
@@ -357,7 +424,8 @@ def as_number(name: str, value: Any, low: float, high: float) -> Any:
     return int(value) if whole else float(value)
 
 
-def _check_choice(name: str, value: Any, known: Any) -> None:
+def check_choice(name: str, value: Any, known: Any) -> None:
+    """Refuse a name that is not among ``known``."""
     if not isinstance(value, str) or value not in known:
         raise unknown(name, value, known)
 

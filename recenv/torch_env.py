@@ -5,14 +5,15 @@ With one seed it meets the same shoppers with the same luck as ``RecsysVectorEnv
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
-from recenv.dynamics import State, Tables, Traits, step
+from recenv.dynamics import State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError
+from recenv.gate import GateShop
 from recenv.population import Sessions
 from recenv.shop import Lenses, Memory, Shop, as_number
 
@@ -39,6 +40,8 @@ class RecsysTorchEnv:
         keywords: those of ``RecsysEnv`` (autoreset is always "SameStep").
     """
 
+    shop_class: ClassVar[type[Shop]] = Shop
+
     def __init__(
         self,
         num_envs: int,
@@ -50,7 +53,7 @@ class RecsysTorchEnv:
         num_envs = as_number("num_envs", num_envs, 1, 10_000_000)
         if dtype not in (torch.float32, torch.float64):
             raise UsageError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.shop = Shop(keywords)
+        self.shop = self.shop_class(keywords)
         if self.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
         self.num_envs = num_envs
@@ -106,7 +109,7 @@ class RecsysTorchEnv:
         return self._observe(), {"shopper_id": self.shopper_id_N.clone()}
 
     def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Recommend one item to each shopper.
+        """Recommend one item to each shopper (at a gate: the candidate, or nothing).
 
         Actions are validated by shape and type on the host, and by value on the device
         (without waiting for it).
@@ -117,16 +120,16 @@ class RecsysTorchEnv:
             each shopper looked like before a newcomer took her place.
         """
         session, action_N = self._met(), self._validate(action_N)
-        shop = self.shop
+        shop, candidate_N = self.shop, self._candidate()
         threshold_N = session.threshold[self._slot_N, self._time_N]
         drift_N = session.drift_row[self._slot_N, self._time_N]
-        outcome = step(
+        outcome = shop.advance(
             xp,
-            shop.dynamics,
             self.tables,
             session.state,
             session.traits,
             action_N,
+            candidate_N,
             threshold_N,
             drift_N,
         )
@@ -137,9 +140,12 @@ class RecsysTorchEnv:
             "leaving": outcome.leaving_charge,
         }
         if shop.settings.reveal:
-            info |= shop.reveal(xp, self.tables, session.state, session.traits, action_N)
-        self._memory = shop.remember(xp, self.lenses, self._memory, action_N, outcome.event)
+            state, traits = session.state, session.traits
+            info |= shop.reveal(xp, self.tables, state, traits, action_N, candidate_N)
+        item_N = shop.shown(xp, action_N, candidate_N)
+        self._memory = shop.remember(xp, self.lenses, self._memory, item_N, outcome.event)
         self._session = session._replace(state=outcome.state)
+        self._time_N = self._time_N + 1
         final_NS, over_N = self._observe(), outcome.terminated
         info["final_obs"] = final_NS
         self._begin(over_N)
@@ -159,7 +165,7 @@ class RecsysTorchEnv:
         newcomer = _map(reserve, lambda leaf: leaf[index_N.clamp(min=0)])
         current = self._met()
         self._session = _zip(current, newcomer, lambda old, new: _where(over_N, new, old))
-        self._time_N = torch.where(over_N, 0, self._time_N + 1)
+        self._time_N = torch.where(over_N, 0, self._time_N)
         blank = self._blank()
         if self._memory is not None and blank is not None:
             pairs = zip(self._memory, blank, strict=True)
@@ -200,9 +206,18 @@ class RecsysTorchEnv:
     def _observe(self) -> Tensor:
         session = self._met()
         observation: Tensor = self.shop.observe(
-            xp, self.lenses, session.state, session.traits, self._memory
+            xp, self.lenses, session.state, session.traits, self._memory, self._candidate()
         )
         return observation
+
+    def _candidate(self) -> Tensor | None:
+        """What has arrived at the gate (N,); None where there is no gate."""
+        candidate_NT: Tensor | None = self._met().candidate
+        if candidate_NT is None:
+            return None
+        last = self.shop.horizon - 1
+        candidate_N: Tensor = candidate_NT[self._slot_N, self._time_N.clamp(max=last)]
+        return candidate_N
 
     def _met(self) -> Sessions:
         if self._session is None:
@@ -217,15 +232,20 @@ class RecsysTorchEnv:
             raise UsageError(
                 f"actions must be of shape ({self.num_envs},), got {tuple(action_N.shape)}"
             )
-        item_N = action_N.to(torch.int64)
-        valid = ((item_N >= 0) & (item_N < self.shop.num_items)).all()
+        whole_N = action_N.to(torch.int64)
+        valid = ((whole_N >= 0) & (whole_N < self.shop.num_actions)).all()
         if self.device.type == "cpu":
             if not valid:
-                last = self.shop.num_items - 1
-                raise UsageError(f"an action is not in the catalogue 0..{last}")
+                raise self.shop.misstep("an action")
         else:
             torch._assert_async(valid)
-        return item_N
+        return whole_N
+
+
+class RecsysGateTorchEnv(RecsysTorchEnv):
+    """``num_envs`` gates in one shop, as tensors; see ``recenv.gate.RecsysGateEnv``."""
+
+    shop_class: ClassVar[type[Shop]] = GateShop
 
 
 def _map(session: Sessions, function: Any) -> Sessions:
@@ -236,6 +256,7 @@ def _map(session: Sessions, function: Any) -> Sessions:
         function(session.threshold),
         function(session.drift_row),
         function(session.first_observation),
+        None if session.candidate is None else function(session.candidate),
     )
 
 
@@ -247,6 +268,7 @@ def _zip(first: Sessions, second: Sessions, function: Any) -> Sessions:
         function(first.threshold, second.threshold),
         function(first.drift_row, second.drift_row),
         function(first.first_observation, second.first_observation),
+        None if first.candidate is None else function(first.candidate, second.candidate),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from recenv.catalogue import IntArray
-from recenv.dynamics import Outcome, State, Traits, step
+from recenv.dynamics import Array, Outcome, State, Traits
 from recenv.errors import UsageError, check_options
 from recenv.population import Sessions
 from recenv.shop import Memory, Shop, as_number
@@ -41,6 +41,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    shop_class: ClassVar[type[Shop]] = Shop
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -53,8 +55,10 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if max_episode_steps is not None:
             max_episode_steps = as_number("max_episode_steps", max_episode_steps, 1, 10_000_000)
         if render_mode is not None:
-            raise UsageError('a vector env has no pictures: render gym.make("Recsys-v0")')
-        self.shop = Shop(keywords)
+            raise UsageError(
+                f'a vector env has no pictures: render gym.make("{self.shop_class.id}")'
+            )
+        self.shop = self.shop_class(keywords)
         self._keywords = {**keywords, "max_episode_steps": max_episode_steps}
         self.num_envs = num_envs
         self.render_mode = None
@@ -65,7 +69,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._max_steps = max_episode_steps or self.shop.horizon
-        self._num_items = self.shop.num_items
+        self._num_actions = self.shop.num_actions
         self._arrivals = self.shop.arrivals(num_envs)
         self._session: Sessions | None = None
         self._memory: Memory | None = None
@@ -77,9 +81,9 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         # where each slot's luck begins in the flattened (N, T) arrays
         self._first_luck_N = np.arange(num_envs) * self.shop.horizon
 
-    def sibling(self, num_envs: int, **changes: Any) -> RecsysVectorEnv:
+    def sibling(self, num_envs: int, **changes: Any) -> Self:
         """Another environment of the same shop, with ``num_envs`` slots and other keywords."""
-        return RecsysVectorEnv(num_envs, **(self._keywords | changes))
+        return type(self)(num_envs, **(self._keywords | changes))
 
     @property
     def state(self) -> State:
@@ -107,7 +111,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Fill all slots with the next shoppers, or those of ``options["reset_mask"]``."""
         options = check_options(options, OPTIONS)
         if isinstance(seed, list):
-            raise UsageError("Recsys-v0 draws all slots from one generator: pass one seed")
+            raise UsageError(f"{self.shop.id} draws all slots from one generator: pass one seed")
         super().reset(seed=seed)
         if seed is not None:
             self._arrivals.clear()
@@ -172,31 +176,34 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Recommend one item to each shopper: ``actions`` (N,), whole numbers.
+        """Do one action to each shopper: ``actions`` (N,), whole numbers.
+
+        An action is the item to recommend (at a gate: whether to recommend the candidate).
 
         Raises:
-            UsageError: an action is no item of the catalogue, the shape or type is wrong,
-                or (autoreset_mode="Disabled") a session is over.
+            UsageError: there is no such action, the shape or type is wrong, or
+                (autoreset_mode="Disabled") a session is over.
         """
-        session, item_N = self._met(), self._validate(actions)
+        session, action_N = self._met(), self._validate(actions)
         if self.autoreset_mode is AutoresetMode.DISABLED and self._over_N.any():
             raise UsageError(
                 "a session is over: call reset(options={'reset_mask': mask}) before the next step"
             )
-        shop, tables = self.shop, self.shop.tables
+        shop, tables, candidate_N = self.shop, self.shop.tables, self._candidate_N()
         drifts = shop.dynamics.drift_scale
         # "clip": in "NextStep" a slot that is over has no luck left, and its step is not told
-        outcome = step(
+        outcome = shop.advance(
             xp,
-            shop.dynamics,
             tables,
             self._state,
             session.traits,
-            item_N,
+            action_N,
+            candidate_N,
             session.threshold.reshape(-1).take(self._luck_N, mode="clip"),
             session.drift_row.reshape(-1).take(self._luck_N, mode="clip") if drifts else None,
         )
-        info = self._inform(session, item_N, outcome)
+        info = self._inform(session, action_N, candidate_N, outcome)
+        item_N = shop.shown(xp, action_N, candidate_N)
         self._memory = shop.remember(xp, shop.lenses, self._memory, item_N, outcome.event)
         self._state = outcome.state
         self._luck_N += 1
@@ -254,7 +261,13 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         return {"shopper_id": self.shopper_id_N.copy(), "_shopper_id": everyone}
 
-    def _inform(self, session: Sessions, item_N: IntArray, outcome: Outcome) -> dict[str, Any]:
+    def _inform(
+        self,
+        session: Sessions,
+        action_N: IntArray,
+        candidate_N: IntArray | None,
+        outcome: Outcome,
+    ) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         terms = {"purchase": outcome.purchase_reward, "leaving": outcome.leaving_charge}
         info: dict[str, Any] = {
@@ -266,8 +279,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "_reward_terms": everyone,
         }
         if self.shop.settings.reveal:
-            shop, state = self.shop, self._state
-            revealed = shop.reveal(xp, shop.tables, state, session.traits, item_N)
+            shop, state, traits = self.shop, self._state, session.traits
+            revealed = shop.reveal(xp, shop.tables, state, traits, action_N, candidate_N)
             info |= revealed | {f"_{name}": everyone for name in revealed}
         return info
 
@@ -303,8 +316,24 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _observe(self) -> np.ndarray:
         shop, traits = self.shop, self._met().traits
-        observation: np.ndarray = shop.observe(xp, shop.lenses, self._state, traits, self._memory)
+        observation: np.ndarray = shop.observe(
+            xp, shop.lenses, self._state, traits, self._memory, self._candidate_N()
+        )
         return observation
+
+    def _candidate_N(self) -> IntArray | None:
+        """What has arrived at the gate for each shopper; None where there is no gate."""
+        candidate_NT: Array = self._met().candidate
+        if candidate_NT is None:
+            return None
+        # "clip": whose session is over has none, and what is seen of her tells none
+        candidate_N: IntArray = candidate_NT.reshape(-1).take(self._luck_N, mode="clip")
+        return candidate_N
+
+    def shown(self, action_N: IntArray) -> IntArray:
+        """The items (N,) that actions would put before the shoppers now; -1 for none."""
+        item_N: IntArray = self.shop.shown(xp, action_N, self._candidate_N())
+        return item_N
 
     def _met(self) -> Sessions:
         if self._session is None:
@@ -312,28 +341,29 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._session
 
     def _validate(self, actions: Any) -> IntArray:
-        item_N = np.asarray(actions)
-        if item_N.shape != (self.num_envs,) or item_N.dtype.kind not in "iu":
+        action_N = np.asarray(actions)
+        if action_N.shape != (self.num_envs,) or action_N.dtype.kind not in "iu":
             raise UsageError(
                 f"actions must be {self.num_envs} whole numbers, "
-                f"got {item_N.dtype} of shape {item_N.shape}"
+                f"got {action_N.dtype} of shape {action_N.shape}"
             )
-        item_N = item_N.astype(np.int64, copy=False)
+        action_N = action_N.astype(np.int64, copy=False)
         # unsigned, so that what is negative is too large
-        if item_N.view(np.uint64).max() >= self._num_items:
-            raise UsageError(f"an action is not in the catalogue 0..{self._num_items - 1}")
-        return item_N
+        if action_N.view(np.uint64).max() >= self._num_actions:
+            raise self.shop.misstep("an action")
+        return action_N
 
 
 def _leaves(session: Sessions) -> list[Any]:
     """What a slot keeps of a session."""
-    return [
+    leaves = [
         session.shopper_id,
         *session.state,
         *session.traits,
         session.threshold,
         session.drift_row,
     ]
+    return leaves if session.candidate is None else [*leaves, session.candidate]
 
 
 def _mask(mask: Any, num_envs: int) -> Bools | None:
