@@ -102,15 +102,13 @@ class Catalogue:
     @cached_property
     def features_IF(self) -> FloatArray:
         """What agents may know of an item: one-hot category and brand, log price, words."""
-        brands = int(self.brand_I.max()) + 1
-        return np.concatenate(
-            [
-                np.eye(self.num_categories, dtype=np.float32)[self.category_I],
-                np.eye(brands, dtype=np.float32)[self.brand_I],
-                self.log_price_I[:, None],
-                self.keywords_IW.astype(np.float32),
-            ],
-            axis=1,
+        return public_features(
+            self.category_I,
+            self.brand_I,
+            self.log_price_I,
+            self.keywords_IW,
+            self.num_categories,
+            int(self.brand_I.max()) + 1,
         )
 
     def facts(self, difficulty: float) -> FloatArray:
@@ -138,6 +136,26 @@ class Catalogue:
 
     def category_name(self, category: int) -> str:
         return self.category_names[category] if self.category_names else f"category {category}"
+
+
+def public_features(
+    category_I: IntArray,
+    brand_I: IntArray,
+    log_price_I: FloatArray,
+    keywords_IW: FloatArray,
+    categories: int,
+    brands: int,
+) -> FloatArray:
+    """One-hot category and brand (zeros for -1: unknown), standardised log price, words (I, F)."""
+    return np.concatenate(
+        [
+            np.eye(categories + 1, categories, dtype=np.float32)[category_I],
+            np.eye(brands + 1, brands, dtype=np.float32)[brand_I],
+            log_price_I[:, None],
+            keywords_IW.astype(np.float32),
+        ],
+        axis=1,
+    )
 
 
 ARRAYS = (

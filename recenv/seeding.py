@@ -23,6 +23,7 @@ class Role(IntEnum):
     AGENT = 7
     TUNING = 8
     STATISTICS = 9
+    SPLIT = 12
 
 
 def generator(role: Role, seed: int) -> np.random.Generator:

@@ -49,6 +49,12 @@ EVENTS: dict[str, Dtype] = {
     "policy": pl.String,  # who recommended; "organic": nobody
     "propensity": pl.Float64,  # with which the policy showed this item; null: organic, unknown
 }
+# What a preprocessed log has beside them, see preprocess.py.
+PREPROCESSED: dict[str, Dtype] = {
+    "part": pl.Enum(["train", "validation", "test"]),
+    "outlier": pl.Boolean,  # the price is far from the catalogue's
+    "price_z": pl.Float32,  # log price, standardised
+}
 REQUIRED = ("shopper", "timestamp", "event", "item")
 ITEMS: dict[str, Dtype] = {
     "item": pl.Int32,
@@ -128,7 +134,7 @@ def read_log(path: Path | str, on_bad: str = "error", now: datetime | None = Non
         raise UsageError(f"{path} has no row that can be used{what}")
     ignored = tuple(sorted({name for part in parts for name in part.ignored}))
     if items is None:
-        items = _items_told(events)
+        items = items_told(events)
     return Log(path, events, items, read_about(path), aside, ignored)
 
 
@@ -206,9 +212,10 @@ def write_aside(aside: pl.DataFrame, path: Path) -> None:
         aside.write_csv(path)
 
 
-def _items_told(events: pl.DataFrame) -> pl.DataFrame:
-    """What events tell of items: first known category and brand, median price, no words."""
-    told = [pl.col("category", "brand").drop_nulls().first(), pl.col("price").median()]
+def items_told(events: pl.DataFrame) -> pl.DataFrame:
+    """What events tell of items: most frequent category and brand, median price, no words."""
+    # of the most frequent ones the lowest, so that the order of rows does not matter
+    told = [pl.col("category", "brand").drop_nulls().mode().min(), pl.col("price").median()]
     items = events.filter(pl.col("item").is_not_null()).group_by("item").agg(told)
     words = pl.lit([], dtype=ITEMS["keywords"]).alias("keywords")
     return items.with_columns(words, pl.lit(None, pl.String).alias("name")).sort("item")
@@ -285,8 +292,9 @@ def _check_columns(
     file: Path, rows: pl.DataFrame, schema: dict[str, Dtype], required: Iterable[str], on_bad: str
 ) -> tuple[str, ...]:
     """The columns that the schema does not know (refused where ``on_bad`` is "error")."""
+    known = (*schema, *PREPROCESSED, ROW)
     # pandas adds some of its own
-    foreign = [name for name in rows.columns if name not in (*schema, ROW) and name[:2] != "__"]
+    foreign = [name for name in rows.columns if name not in known and name[:2] != "__"]
     for name in required:
         if name not in rows.columns:
             near = nearest(name, foreign)
