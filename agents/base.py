@@ -63,7 +63,11 @@ class Agent(Resumable, ABC):
     # Whether ``learn`` changes anything, so that there is a curve to draw.
     learns: ClassVar[bool] = True
     # Of the numbers among the settings; every class adds its own, and calls ``check``.
-    bounds: ClassVar[Bounds] = {"seed": (0, 2**32 - 1), "num_envs": (1, 1_000_000)}
+    bounds: ClassVar[Bounds] = {
+        "seed": (0, 2**32 - 1),
+        "num_envs": (1, 1_000_000),
+        "explore": (0.0, 1.0),  # of ``serve``
+    }
     # The parts of ``describe`` that must be the same in every shop that it acts in.
     fits: ClassVar[tuple[str, ...]] = ()
     progress: ClassVar[tuple[str, ...]] = ("rng", "timesteps", "meter")
@@ -220,6 +224,40 @@ class Agent(Resumable, ABC):
         item_Nk = np.take_along_axis(best_Nk, order_Nk, axis=1)
         value_Nk = np.take_along_axis(score_NI, item_Nk, axis=1)
         return (item_Nk[0], value_Nk[0]) if single else (item_Nk, value_Nk)
+
+    def serve(
+        self, observation: np.ndarray, explore: float = 0.0, *, stochastic: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The items to show to shoppers, and the probability with which each was shown.
+
+        Args:
+            observation: (N, S).
+            explore: share of the recommendations that are random items, each by itself.
+            stochastic: draw from the agent's own probabilities, where it has any, instead of
+                taking its best item.
+
+        Returns:
+            items and their propensities, each (N,). These are the probabilities that this item
+            was drawn, whether it came by choice or by chance, given all that the agent saw.
+        """
+        self.check(explore=explore)
+        batch, _ = as_batch(observation, self.env)
+        if stochastic:
+            return self._serve_drawn(batch, explore)
+        item_N, random_share = self._serve_best(batch)
+        share = 1.0 - (1.0 - explore) * (1.0 - random_share)
+        shown_N = self.sometimes_random(item_N, share)
+        return shown_N, share / self.num_items + (1.0 - share) * (shown_N == item_N)
+
+    def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:
+        """The best items (N,), and the share of random ones that the agent mixes in always."""
+        return self.predict(observation)[0], 0.0
+
+    def _serve_drawn(
+        self, observation: np.ndarray, explore: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Items drawn from the agent's own probabilities, and these, for ``serve``."""
+        raise UsageError(f"agent {self.name} has no probabilities of its own: leave out stochastic")
 
     def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
         """The items (N,), with ``share`` of them replaced by random ones, each by itself."""
@@ -429,6 +467,14 @@ def bought(info: dict[str, Any]) -> np.ndarray:
     """Whether each recommendation of a step was a purchase, (N,) of 0.0 or 1.0."""
     terms = info["final_info"]["reward_terms"] if "final_info" in info else info["reward_terms"]
     return (terms["purchase"] > 0).astype(np.float32)
+
+
+def draw(probability_NI: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One item each (N,), by its probability; rows (N, I) sum to one."""
+    cumulative_NI = np.cumsum(probability_NI, axis=1)
+    threshold_N1 = rng.random((len(probability_NI), 1)) * cumulative_NI[:, -1:]
+    item_N = (cumulative_NI <= threshold_N1).sum(axis=1)
+    return np.minimum(item_N, probability_NI.shape[1] - 1)  # where rounding went past the last
 
 
 def rows_in_memory(bytes_per_row: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from agents.base import MANY, POSITIVE, Bounds
+from agents.base import MANY, POSITIVE, Bounds, draw
 from agents.sb3_bridge import SB3Agent
 from agents.towers import TwoTowerActor
 from recenv.errors import UsageError
@@ -113,6 +114,16 @@ class PPOAgent(SB3Agent):
         features = policy.extract_features(observation, policy.pi_features_extractor)
         logits: torch.Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
         return logits
+
+    def _serve_drawn(
+        self, observation: np.ndarray, explore: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        logit_NI = self.score(observation).astype(np.float64)
+        weight_NI = np.exp(logit_NI - logit_NI.max(axis=1, keepdims=True))
+        own_NI = weight_NI / weight_NI.sum(axis=1, keepdims=True)
+        probability_NI = (1.0 - explore) * own_NI + explore / self.num_items
+        item_N = draw(probability_NI, self.rng)
+        return item_N, np.take_along_axis(probability_NI, item_N[:, None], axis=1)[:, 0]
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | self.given | {"minibatches": self.minibatches}

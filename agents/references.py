@@ -50,6 +50,9 @@ class Random(Agent):
         item_N = self.rng.integers(self.num_items, size=len(batch))
         return (item_N[0] if single else item_N), state
 
+    def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:
+        return np.zeros(len(observation), dtype=np.int64), 1.0
+
 
 class MyopicOracle(Agent):
     """The item with the highest true purchase probability now: greedy, and all-knowing."""
@@ -94,6 +97,9 @@ class EpsilonOracle(MyopicOracle):
         best_N, _ = super().predict(batch)
         item_N = self.sometimes_random(best_N, self.epsilon)
         return (item_N[0] if single else item_N), state
+
+    def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:
+        return super().predict(observation)[0], self.epsilon
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"epsilon": self.epsilon}

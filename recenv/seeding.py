@@ -23,6 +23,8 @@ class Role(IntEnum):
     AGENT = 7
     TUNING = 8
     STATISTICS = 9
+    LOG = 10
+    ORGANIC = 11
     SPLIT = 12
 
 
