@@ -73,9 +73,10 @@ def main(argv: list[str]) -> None:
     if not isinstance(asked["progress"], bool):
         raise UsageError(f"progress must be true or false, got {asked['progress']!r}")
     log = Path(str(asked["log"]))
-    out = (
-        Path(str(asked["out"])) if asked["out"] is not None else log.with_name(f"{log.stem}-clean")
-    )
+    # not its stem: a directory's name may hold a number with a point
+    name = log.stem if log.is_file() else log.resolve().name
+    beside = log.resolve().with_name(f"{name}-clean")
+    out = beside if asked["out"] is None else Path(str(asked["out"]))
     rules = Rules(**{one.name: asked[one.name] for one in fields(rules)})
     choices = logic.Asked(rules=rules, **{name: asked[name] for name in names})
     report = logic.preprocess(log, out, choices, asked["if_exists"])
