@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.base import MANY, POSITIVE, Bounds, rows_in_memory
 from agents.checkpoint import freeze, thaw
 from agents.sb3_bridge import SB3Agent
+from agents.scorer import Scorer
 from agents.towers import TwoTowerQPolicy
+from agents.warm_start import take_over
 from recenv.seeding import Role, generator
 
 HYPERPARAMETERS: Bounds = {
@@ -63,12 +66,13 @@ class DQNAgent(SB3Agent):
     Args: those of ``SB3Agent`` and of stable-baselines3's DQN. Rewards are scaled so that
     its Huber loss is quadratic over the values that occur: else it underweights the charge
     for leaving.
+        warm_epsilon: the share of random items with which it begins after a warm start.
     """
 
     name: ClassVar[str] = "dqn"
     algorithm, tower_policy = PerShopperDQN, TwoTowerQPolicy
     counters = (*SB3Agent.counters, "_n_calls", "exploration_rate")
-    bounds = SB3Agent.bounds | HYPERPARAMETERS
+    bounds = SB3Agent.bounds | HYPERPARAMETERS | {"warm_epsilon": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -85,9 +89,12 @@ class DQNAgent(SB3Agent):
         gamma: float = 0.95,
         exploration_fraction: float = 0.3,
         exploration_final_eps: float = 0.05,
+        warm_epsilon: float = 0.2,
         **settings: Any,
     ):
         super().__init__(num_envs=num_envs, reward_scale=reward_scale, **settings)
+        self.warm_epsilon = warm_epsilon
+        self.check(warm_epsilon=warm_epsilon)
         given = locals()
         self.given = {name: given[name] for name in HYPERPARAMETERS}
         self.check(**self.given)
@@ -95,14 +102,27 @@ class DQNAgent(SB3Agent):
     def hyperparameters(self) -> dict[str, Any]:
         # a transition holds two observations of float32
         most = rows_in_memory(8 * self.env.single_observation_space.shape[0])
-        return self.given | {"buffer_size": min(self.given["buffer_size"], most)}
+        changed = {"buffer_size": min(self.given["buffer_size"], most)}
+        if self.warm_start:
+            changed["exploration_initial_eps"] = self.warm_epsilon
+        return self.given | changed
+
+    def fit_to(self, scorer: Scorer) -> None:
+        self.net_arch = [scorer.hidden]
+
+    def take_over(self, scorer: Scorer, model: BaseAlgorithm) -> None:
+        # a reward is 2 p - 1, and p rises by at most a quarter of what the log odds do
+        worth = self.reward_scale * 2.0 / 4.0
+        network = model.policy.q_net
+        take_over(scorer, network.body[0], network.head, worth)
+        model.policy.q_net_target.load_state_dict(network.state_dict())
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
         values: torch.Tensor = self.model.q_net(observation)
         return values
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | self.given
+        return super().settings() | self.given | {"warm_epsilon": self.warm_epsilon}
 
     def checkpoint(self) -> dict[str, Any]:
         buffer = self.model.replay_buffer

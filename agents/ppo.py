@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from agents.base import MANY, POSITIVE, Bounds, draw
 from agents.sb3_bridge import SB3Agent
+from agents.scorer import Scorer
 from agents.towers import TwoTowerActor
+from agents.warm_start import take_over
 from recenv.errors import UsageError
 
 HYPERPARAMETERS: Bounds = {
@@ -68,16 +72,46 @@ class TowerPolicy(TwoTowerActor, ShortcutPolicy):
     """The same with an item-conditioned head."""
 
 
+class CriticFirstPPO(PPO):
+    """PPO whose actor stays as it is for the first ``critic_first`` steps.
+
+    An actor that begins well would be led astray by the advantages of a critic that has
+    learned nothing.
+    """
+
+    critic_first = 0
+
+    def train(self) -> None:
+        networks = self.policy.mlp_extractor.networks
+        for module in (self.policy.action_net, networks.policy_net) if self.critic_first else ():
+            module.requires_grad_(self.num_timesteps > self.critic_first)
+        super().train()
+
+
 class PPOAgent(SB3Agent):
     """Proximal policy optimisation with large minibatches of many shoppers.
 
     Args: those of ``SB3Agent`` and of stable-baselines3's PPO; ``minibatches`` replaces
     its ``batch_size``, so that the number of shoppers can change alone.
+        actor_arch: widths of the actor's hidden layers where they are not ``net_arch``; after
+            a warm start they are the scorer's.
+        temperature: after a warm start the policy is a softmax of the scorer's log odds
+            divided by it.
+        critic_first: environment steps after a warm start in which only the critic learns.
     """
 
     name: ClassVar[str] = "ppo"
-    algorithm, policy, tower_policy = PPO, ShortcutPolicy, TowerPolicy
-    bounds = SB3Agent.bounds | HYPERPARAMETERS | {"minibatches": (1, MANY)}
+    algorithm, policy, tower_policy = CriticFirstPPO, ShortcutPolicy, TowerPolicy
+    bounds = (
+        SB3Agent.bounds
+        | HYPERPARAMETERS
+        | {
+            "minibatches": (1, MANY),
+            "actor_arch": (1, 65_536),
+            "temperature": (POSITIVE, 1e6),
+            "critic_first": (0, MANY),
+        }
+    )
 
     def __init__(
         self,
@@ -90,10 +124,16 @@ class PPOAgent(SB3Agent):
         gae_lambda: float = 0.9,
         ent_coef: float = 0.01,
         clip_range: float = 0.2,
+        actor_arch: Sequence[int] | None = None,
+        temperature: float = 0.5,
+        critic_first: int = 10_000,
         **settings: Any,
     ):
         super().__init__(**settings)
         self.minibatches = minibatches
+        self.actor_arch = None if actor_arch is None else self.widths("actor_arch", actor_arch)
+        self.temperature, self.critic_first = temperature, critic_first
+        self.check(temperature=temperature, critic_first=critic_first)
         given = locals()
         self.given = {name: given[name] for name in HYPERPARAMETERS}
         self.check(minibatches=minibatches, **self.given)
@@ -107,6 +147,21 @@ class PPOAgent(SB3Agent):
     def hyperparameters(self) -> dict[str, Any]:
         batch_size = self.num_envs * self.given["n_steps"] // self.minibatches
         return self.given | {"batch_size": batch_size}
+
+    def _policy_keywords(self) -> dict[str, Any]:
+        keywords = super()._policy_keywords()
+        if self.actor_arch is not None:
+            keywords["net_arch"] = {"pi": self.actor_arch, "vf": self.net_arch}
+        return keywords
+
+    def fit_to(self, scorer: Scorer) -> None:
+        self.actor_arch = [scorer.hidden]
+
+    def take_over(self, scorer: Scorer, model: BaseAlgorithm) -> None:
+        assert isinstance(model, CriticFirstPPO)
+        hidden = model.policy.mlp_extractor.networks.policy_net[0]
+        take_over(scorer, hidden, model.policy.action_net, 1.0 / self.temperature)
+        model.critic_first = self.critic_first
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
         # not from the policy's distribution, whose checks cost more than the network
@@ -126,4 +181,10 @@ class PPOAgent(SB3Agent):
         return item_N, np.take_along_axis(probability_NI, item_N[:, None], axis=1)[:, 0]
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | self.given | {"minibatches": self.minibatches}
+        own = {
+            "minibatches": self.minibatches,
+            "actor_arch": self.actor_arch,
+            "temperature": self.temperature,
+            "critic_first": self.critic_first,
+        }
+        return super().settings() | self.given | own

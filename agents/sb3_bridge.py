@@ -37,7 +37,9 @@ from agents.base import (
 from agents.checkpoint import freeze, thaw
 from agents.features import features_as_in
 from agents.files import fitting, read_tensors, write_tensors
+from agents.scorer import Scorer
 from agents.towers import HEADS, MANY_ITEMS, Shelf, TwoTowerHead, restock, show
+from agents.warm_start import read_scorer
 from recenv.errors import UsageError, unknown
 from recenv.vector_env import RecsysVectorEnv
 
@@ -138,6 +140,7 @@ class SB3Agent(Agent):
             kinds), or "auto": two towers from ``MANY_ITEMS`` items on.
         tower_width: of a query and an item's tower.
         item_ids: whether items have embeddings of their own beside their features.
+        warm_start: a scorer's run directory, with whose towers it begins (see ``warm_start``).
     """
 
     algorithm: ClassVar[type[BaseAlgorithm]]
@@ -166,6 +169,7 @@ class SB3Agent(Agent):
         head: str = "auto",
         tower_width: int = 32,
         item_ids: bool = True,
+        warm_start: str | None = None,
         **settings: Any,
     ):
         super().__init__(**settings)
@@ -173,16 +177,25 @@ class SB3Agent(Agent):
             raise unknown("agent.head", str(head), HEADS)
         if not isinstance(item_ids, bool):
             raise UsageError(f"agent.item_ids must be true or false, got {item_ids!r}")
-        if isinstance(net_arch, str) or not isinstance(net_arch, Sequence):
-            raise UsageError(f"agent.net_arch must be a list of widths, got {net_arch!r}")
-        for width in net_arch:
-            self.check(net_arch=width)
         self.check(reward_scale=reward_scale, tower_width=tower_width)
         self.head, self.tower_width, self.item_ids = head, tower_width, item_ids
-        self.net_arch = list(net_arch)
+        if not (warm_start is None or (isinstance(warm_start, str) and warm_start)):
+            raise UsageError(f"agent.warm_start must be a scorer's run, got {warm_start!r}")
+        if warm_start and (head == "flat" or not item_ids):
+            raise UsageError("agent.warm_start needs agent.head=two_tower and agent.item_ids=true")
+        self.warm_start = warm_start
+        self.net_arch = self.widths("net_arch", net_arch)
         self.reward_scale = reward_scale
         self._model: BaseAlgorithm | None = None
         self._made_in: RecsysVectorEnv | None = None
+
+    def widths(self, name: str, value: Any) -> list[int]:
+        """A setting that is a list of widths, checked."""
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UsageError(f"agent.{name} must be a list of widths, got {value!r}")
+        for width in value:
+            self.check(**{name: width})
+        return list(value)
 
     @abstractmethod
     def hyperparameters(self) -> dict[str, Any]:
@@ -193,16 +206,37 @@ class SB3Agent(Agent):
         """Scores of all items, (N, S) -> (N, I)."""
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
+        if self.warm_start:
+            self.head = "two_tower"
         items = (self._shop or describe(vector_env))["num_items"]
         self.two_tower = self.head == "two_tower" or (self.head == "auto" and items >= MANY_ITEMS)
         self.fits = ("item_features" if self.two_tower else "num_items", "observation")
         before = self._env
         super().bind(vector_env)
         if self._model is None:
-            self._model = self._make()
+            self._model = self._begin()
         elif self.two_tower and before is not None and before.shop.catalogue is not self.catalogue:
             show(self._model.policy, self._shelf())
             self._model.action_space = vector_env.single_action_space
+
+    def _begin(self) -> BaseAlgorithm:
+        """An algorithm that has learned nothing but what it takes over from a scorer."""
+        if not self.warm_start:
+            return self._make()
+        scorer = read_scorer(Path(self.warm_start), self.env)
+        self.tower_width = max(self.tower_width, scorer.width)
+        self.fit_to(scorer)
+        model = self._make()
+        self.take_over(scorer, model)
+        return model
+
+    @abstractmethod
+    def fit_to(self, scorer: Scorer) -> None:
+        """Change settings so that the scorer's towers fit in."""
+
+    @abstractmethod
+    def take_over(self, scorer: Scorer, model: BaseAlgorithm) -> None:
+        """Put the scorer's towers into the policy."""
 
     def _shelf(self) -> Shelf:
         """The items of the bound shop, described as where the agent was made."""

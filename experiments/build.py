@@ -75,11 +75,19 @@ def load_agent(
 def configuration(words: list[str], runs_dir: Path) -> dict[str, Any]:
     """What ``experiments.run`` takes, composed from conf/ and words as on a command line."""
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
+        overrides = [quoted(word) for word in words]
+        composed = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     assert isinstance(composed, dict)
     composed["runs_dir"] = str(runs_dir)
     composed.pop("if_exists")
     return {str(key): value for key, value in composed.items()}
+
+
+def quoted(word: str) -> str:
+    """``key=value`` for Hydra, whose grammar wants quotes where a value (a run's path) has a =."""
+    key, _, value = word.partition("=")
+    plain = "=" in value and not set(value) & set("\"'[]{}()$,")
+    return f'{key}="{value}"' if plain else word
 
 
 def group_defaults(group: str, name: str) -> dict[str, Any]:

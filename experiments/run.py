@@ -44,6 +44,7 @@ from experiments.build import (
     group_defaults,
     make_agent,
     make_env,
+    quoted,
 )
 from experiments.cli import complain, interrupts_raise, one_line
 from experiments.evaluate import Judge, check_reference, summarise
@@ -71,6 +72,7 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     _check(config)
     torch.set_num_threads(config["threads"])
     directory = run_directory(config)
+    before = steps_before(config)
     agent = make_agent(config["agent"], config["env"], config["seed"], config["device"])
     config = config | {"fingerprint": results.fingerprint(agent.env.shop)}
     if not directory.claim(config, if_exists):
@@ -80,12 +82,33 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
         return directory
     judge = make_judge(config)
     judge.prepare(agent)
-    recorder = Recorder(agent, judge, directory, config)
+    recorder = Recorder(agent, judge, directory, config, before)
     with recorder.training():
-        agent.learn(config["total_timesteps"], recorder)
+        agent.learn(config["total_timesteps"] - before, recorder)
     recorder.finish()
     _show(directory)
     return directory
+
+
+def steps_before(config: dict[str, Any]) -> int:
+    """Environment steps that the scorer of ``agent.warm_start`` learned from; else 0.
+
+    Raises:
+        UsageError: it is no finished run, sold other items, or leaves no steps to learn from.
+    """
+    if not config["agent"].get("warm_start"):
+        return 0
+    start = results.RunDirectory(Path(str(config["agent"]["warm_start"])))
+    env, steps = start.config()["env"], start.summary().get("total_timesteps", 0)
+    own, other = (make_env(e, 1).shop.catalogue.features_IF for e in (config["env"], env))
+    if not np.array_equal(own, other):
+        raise UsageError(f"the scorer in {start.path} was trained in a shop that sells other items")
+    if steps >= config["total_timesteps"]:
+        raise UsageError(
+            f"total_timesteps={config['total_timesteps']} includes the {steps} of the scorer in "
+            f"{start.path}: ask for more"
+        )
+    return int(steps)
 
 
 def make_judge(config: dict[str, Any]) -> Judge:
@@ -155,19 +178,25 @@ def _check_keys(kind: str, given: Iterable[str], known: Iterable[str], optional:
 class Recorder:
     """The callback of ``learn``: evaluates at log-spaced steps and writes what it finds.
 
-    Time spent evaluating does not count as training.
+    Time spent evaluating does not count as training. The ``before`` steps that the scorer of a
+    warm start learned from count as this run's own, and what they came to is evaluated.
     """
 
     def __init__(
-        self, agent: Agent, judge: Judge, directory: results.RunDirectory, config: dict[str, Any]
+        self,
+        agent: Agent,
+        judge: Judge,
+        directory: results.RunDirectory,
+        config: dict[str, Any],
+        before: int = 0,
     ):
         self.agent, self.judge, self.directory = agent, judge, directory
         self.total = config["total_timesteps"]
         # the last evaluation is made after learning
-        first = min(config["eval"]["first"], self.total)
+        first = min(max(config["eval"]["first"], before), self.total)
         points = np.geomspace(first, self.total, config["eval"]["points"])
         self._points = np.unique(points.astype(int))[:-1].tolist() if agent.learns else []
-        self._timesteps = 0
+        self._before = self._timesteps = before
         self._seconds = 0.0
         self._since: float | None = None
         self._logger = self._tensorboard()
@@ -187,6 +216,10 @@ class Recorder:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Learning happens in here; the clock runs, and the bar is closed at its end."""
+        if self._before:
+            self._bar.update(self._before)
+            self._points = [point for point in self._points if point > self._before]
+            self._evaluate()
         self._since = time.perf_counter()
         try:
             yield
@@ -200,6 +233,7 @@ class Recorder:
             self._since = None
 
     def __call__(self, timesteps: int) -> bool:
+        timesteps += self._before
         self._bar.update(timesteps - self._timesteps)
         self._timesteps = timesteps
         if self._points and timesteps >= self._points[0]:
@@ -233,7 +267,8 @@ class Recorder:
         """The last evaluation, the agent, the summary and the picture."""
         row, sessions = self._evaluate()
         self.agent.save(self.directory.agent)
-        rate = self._timesteps / self._seconds if self.agent.learns and self._seconds else None
+        learned = self._timesteps - self._before
+        rate = learned / self._seconds if self.agent.learns and self._seconds else None
         summary = summarise(self.judge, row) | {
             "total_timesteps": self._timesteps if self.agent.learns else 0,
             "train_seconds": round(self._seconds, 3),
@@ -305,7 +340,7 @@ def _in_hydras_order(words: list[str]) -> list[str]:
     for word in words:
         if word.startswith("-") and _name(word) in KEYS | {"experiment"}:
             raise UsageError(f"{word}: write it without dashes, as in agent=ppo seed=1")
-    return sorted(words, key=lambda word: word not in SWEEP)
+    return sorted(map(quoted, words), key=lambda word: word not in SWEEP)
 
 
 def _name(word: str) -> str:
