@@ -356,7 +356,8 @@ class SB3Agent(Agent):
     def settings(self) -> dict[str, Any]:
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
         heads = {"head": self.head, "tower_width": self.tower_width, "item_ids": self.item_ids}
-        return super().settings() | own | heads
+        # what was taken over is its own by now
+        return super().settings() | own | heads | {"warm_start": None}
 
     def _save(self, directory: Path) -> None:
         # not stable-baselines3's own zip: it holds pickles

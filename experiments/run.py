@@ -130,7 +130,10 @@ def run_directory(config: dict[str, Any]) -> results.RunDirectory:
     cls = agent_class(agent)
     name = agent.get("name", cls.name)
     defaults = group_defaults("agent", name) or agent
-    label = name + results.suffix(agent_settings(agent), agent_settings(defaults))
+    settings = agent_settings(agent)
+    if settings.get("warm_start"):  # its agent and seed: a whole path would be no label
+        settings["warm_start"] = "-".join(Path(str(settings["warm_start"])).parts[-2:])
+    label = name + results.suffix(settings, agent_settings(defaults))
     shop = make_env(env, 1).shop
     shop_name = results.shop_name(shop, env, group_defaults("env", "recsys"))
     return results.RunDirectory(

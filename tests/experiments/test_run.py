@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import plot, results
-from experiments.build import CONF, agent_class, agent_settings, make_agent, make_env
+from experiments.build import CONF, agent_class, agent_settings, make_agent, make_env, quoted
 from experiments.run import run, run_directory
 from recenv.errors import UsageError
 
@@ -136,6 +136,33 @@ def test_two_runs_of_one_configuration_are_the_same(tmp_path: Path) -> None:
             for part in ("a", "b")
         )
         assert first["return_mean"].tolist() == second["return_mean"].tolist()
+
+
+def test_a_warm_start_counts_the_scorers_steps(tmp_path: Path) -> None:
+    shop = (*SMALL, "env.scenario=static")
+    steps = ("agent.num_envs=64", "agent.gradient_steps=20", "total_timesteps=640")
+    scorer = run(config(*shop, "agent=scorer", *steps, runs_dir=tmp_path))
+    warm = [*shop, "agent=ppo", "agent.num_envs=64", f'agent.warm_start="{scorer.path}"']
+    found = run(config(*warm, "total_timesteps=3200", runs_dir=tmp_path))
+    rows = found.evaluations()
+    assert rows["timesteps"][0] == 640
+    assert rows["timesteps"][-1] == found.summary()["total_timesteps"] == 3200
+    assert (np.diff(rows["timesteps"]) > 0).all()
+    cold = run(config(*warm[:-1], "total_timesteps=3200", runs_dir=tmp_path))
+    # it knows already what the scorer knows
+    assert rows["return_mean"][0] > cold.evaluations()["return_mean"][0] + 5
+    for words, part in (
+        (["total_timesteps=640"], "includes the 640 of the scorer"),
+        (["total_timesteps=3200", "env.world_seed=3"], "sells other items"),
+    ):
+        with pytest.raises(UsageError, match=part):
+            run(config(*warm, *words, runs_dir=tmp_path))
+
+
+def test_a_path_with_an_equals_sign_needs_no_quotes_of_the_users() -> None:
+    assert quoted("agent.warm_start=runs/ppo/seed=0") == 'agent.warm_start="runs/ppo/seed=0"'
+    for word in ("seed=0,1", "agent.net_arch=[64,64]", "-m", 'a="b=c"', "seed=choice(a=1)"):
+        assert quoted(word) == word
 
 
 def test_different_settings_have_different_directories() -> None:
