@@ -403,6 +403,17 @@ MISFITS = {
 }
 
 
+def regulars_in(env: RecsysVectorEnv, clientele: int, count: int) -> np.ndarray | None:
+    """Who the shoppers of ``count`` observations are, (N,), where they are the regulars in the
+    shop; None where they come from elsewhere or are strangers."""
+    if not clientele or env.shop.settings.num_shoppers != clientele or count != env.num_envs:
+        return None
+    try:
+        return env.shopper_id_N
+    except UsageError:  # nobody is there
+        return None
+
+
 class SessionMeter(Resumable):
     """Adds up the returns and lengths of the sessions in N slots.
 

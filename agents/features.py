@@ -86,3 +86,9 @@ class OwnSatiation:
             return observation.new_zeros(len(observation))
         category_N = self._category_I[item_N]
         return observation[:, self._part].gather(1, category_N[:, None])[:, 0]
+
+
+def steps_taken(shop: Shop, observation: np.ndarray) -> np.ndarray:
+    """How many recommendations each shopper has seen, (N, S) -> (N,)."""
+    remaining = observation[:, shop.observer.layout()["remaining"].start]
+    return shop.horizon - np.rint(remaining * shop.horizon).astype(np.int64)

@@ -23,8 +23,10 @@ from agents.base import (
     bought,
 )
 from agents.checkpoint import Resumable
+from agents.features import steps_taken
 from agents.rollout import play
 from recenv import dynamics as physics
+from recenv.dynamics import Event
 from recenv.errors import UsageError
 from recenv.seeding import Role, derive_seed
 from recenv.vector_env import RecsysVectorEnv
@@ -170,10 +172,14 @@ class PurchaseRates(Resumable):
         self.shown_I += np.bincount(item_N, minlength=len(self.shown_I))
         self.bought_I += np.bincount(item_N, weights=bought_N, minlength=len(self.shown_I))
 
+    @property
+    def rate_I(self) -> np.ndarray:
+        """Purchase rates; one purchase in two trials is added to each item's."""
+        return (self.bought_I + 1.0) / (self.shown_I + 2.0)
+
     def best(self, count: int) -> np.ndarray:
-        """The items with the best rates; one purchase in two trials is added to each."""
-        rate_I = (self.bought_I + 1.0) / (self.shown_I + 2.0)
-        return np.argsort(-rate_I, kind="stable")[:count]
+        """The items with the best rates."""
+        return np.argsort(-self.rate_I, kind="stable")[:count]
 
 
 class Cycle(Agent):
@@ -190,16 +196,10 @@ class Cycle(Agent):
         super().__init__(**settings)
         self.cycle = np.zeros(1, dtype=np.int64)
 
-    def time(self, observation: np.ndarray) -> np.ndarray:
-        """How many recommendations each shopper has seen, (N, S) -> (N,)."""
-        shop = self.env.shop
-        remaining = observation[:, shop.observer.layout()["remaining"].start]
-        return shop.horizon - np.rint(remaining * shop.horizon).astype(np.int64)
-
     def score(self, observation: np.ndarray) -> np.ndarray:
         """The next item of the cycle first, then the one after it, then all others."""
         length = len(self.cycle)
-        place_NL = (np.arange(length) - self.time(observation)[:, None]) % length
+        place_NL = (np.arange(length) - steps_taken(self.env.shop, observation)[:, None]) % length
         score_NI = np.full((len(observation), self.num_items), -float(length))
         score_NI[:, self.cycle] = -place_NL
         return score_NI
@@ -254,6 +254,28 @@ class Popularity(Cycle, OnlineAgent):
     def _prepare(self, kept: dict[str, Any]) -> None:
         super()._prepare(kept)
         self.log = PurchaseRates(self.num_items) if kept["log"] is not None else None
+
+    def fit(
+        self,
+        items_ST: np.ndarray,
+        events_ST: np.ndarray,
+        shopper_S: np.ndarray | None = None,
+    ) -> Popularity:
+        """Learn from logged sessions (S, T), -1 past their ends; who came makes no difference."""
+        told = (items_ST >= 0) & (events_ST >= 0)
+        if told.any() and items_ST[told].max() >= self.num_items:
+            raise UsageError(f"a logged item is not in the catalogue 0..{self.num_items - 1}")
+        self.log = PurchaseRates(self.num_items)
+        self.log.add(items_ST[told], (events_ST[told] == Event.PURCHASE).astype(float))
+        self.cycle = self.log.best(self.best)
+        return self
+
+    def affinity(
+        self, items_NH: np.ndarray, events_NH: np.ndarray, shopper_N: np.ndarray | None = None
+    ) -> np.ndarray:
+        """How often each item is bought when it is shown, the same for all shoppers (N, I)."""
+        log = self.log or PurchaseRates(self.num_items)
+        return np.tile(log.rate_I, (len(items_NH), 1))
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"epsilon": self.epsilon, "best": self.best}
@@ -314,7 +336,7 @@ class Rotation(Cycle):
     ) -> Prediction:
         if self._trial_NL is None:
             return super().predict(observation, state, episode_start, deterministic)
-        place_N = self.time(observation) % self._length_N
+        place_N = steps_taken(self.env.shop, observation) % self._length_N
         return self._trial_NL[np.arange(len(observation)), place_N], state
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:

@@ -17,6 +17,7 @@ from agents.base import (
     OnlineAgent,
     as_batch,
     bought,
+    regulars_in,
     rows_in_memory,
     torch_generator,
     torch_seeded,
@@ -433,13 +434,7 @@ class Scorer(OnlineAgent):
 
     def _ids(self, observation: np.ndarray) -> np.ndarray | None:
         """Who the shoppers of an observation are, where they are the regulars in the shop."""
-        env = self.env
-        if env.shop.settings.num_shoppers != self._known or len(observation) != env.num_envs:
-            return None
-        try:
-            return env.shopper_id_N
-        except UsageError:  # nobody is there: these come from elsewhere
-            return None
+        return regulars_in(self.env, self._known, len(observation))
 
     @torch.no_grad()
     def score(self, observation: np.ndarray) -> np.ndarray:

@@ -13,6 +13,9 @@ from agents.bandits.linucb import LinUCB
 from agents.bandits.logistic_ts import LogisticTS
 from agents.bandits.neural_linear_ts import NeuralLinearTS
 from agents.base import Agent
+from agents.baselines.item_content import ItemContent
+from agents.baselines.mf import MF
+from agents.baselines.user_cf import UserCF
 from agents.dqn import DQNAgent
 from agents.planning import PlanningOracle
 from agents.ppo import PPOAgent
@@ -44,6 +47,9 @@ SMALL: dict[type[Agent], dict[str, Any]] = {
         "tuning_shoppers": 8,
     },
     Popularity: {"num_envs": 32},
+    UserCF: {"num_envs": 32, "warm_up": 100, "neighbours": 5, "pool": 40},
+    ItemContent: {"num_envs": 32, "warm_up": 100, "neighbours": 5, "pool": 40},
+    MF: {"num_envs": 32, "warm_up": 100, "neighbours": 5, "pool": 40, "factors": 3},
     Rotation: {"num_envs": 32, "length": 5, "pool": 10},
     EpsilonGreedy: {"num_envs": 32},
     UCB1: {"num_envs": 32},
@@ -76,7 +82,8 @@ AT_RANDOM = (Random, EpsilonOracle)  # even when they are asked to be determinis
 CONTEXT_FREE = [EpsilonGreedy, UCB1, BetaTS]
 LINEAR = [LinUCB, LinTS, LogisticTS]
 BANDITS = [*CONTEXT_FREE, *LINEAR, NeuralLinearTS, EnsembleTS]
-LEARNERS = [Popularity, Rotation, *BANDITS, Scorer, PPOAgent, DQNAgent]
+BASELINES = [UserCF, ItemContent, MF]
+LEARNERS = [Popularity, Rotation, *BASELINES, *BANDITS, Scorer, PPOAgent, DQNAgent]
 ON_SB3 = [PPOAgent, DQNAgent]
 # A shop in which everything happens soon.
 SHOP = {"num_items": 12, "num_categories": 3, "interest_dim": 4, "horizon": 8}

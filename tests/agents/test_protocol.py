@@ -31,6 +31,9 @@ from agents.bandits.linucb import LinUCB
 from agents.bandits.logistic_ts import LogisticTS
 from agents.bandits.neural_linear_ts import NeuralLinearTS
 from agents.base import Agent, OnlineAgent, SessionMeter
+from agents.baselines.item_content import ItemContent
+from agents.baselines.mf import MF
+from agents.baselines.user_cf import UserCF
 from agents.dqn import DQNAgent
 from agents.planning import PlanningOracle
 from agents.ppo import PPOAgent
@@ -465,6 +468,18 @@ BAD = [
     (Popularity, {"epsilon": 1.5}),
     (Popularity, {"epsilon": -0.1}),
     (Popularity, {"best": 0}),
+    (UserCF, {"neighbours": 0}),
+    (UserCF, {"pool": 2.5}),
+    (UserCF, {"shrink": -1}),
+    (UserCF, {"best": 0}),
+    (UserCF, {"epsilon": 1.1}),
+    (ItemContent, {"strength": -1}),
+    (ItemContent, {"warm_up": 0}),
+    (ItemContent, {"growth": 0}),
+    (MF, {"factors": 0}),
+    (MF, {"confidence": 0}),
+    (MF, {"regularization": "much"}),
+    (MF, {"iterations": 0.5}),
     (Rotation, {"length": 0}),
     (Rotation, {"pool": 0}),
     (Rotation, {"warm_up": 1.5}),
