@@ -5,13 +5,15 @@ With one seed it meets the same shoppers with the same luck as ``RecsysVectorEnv
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
-from recenv.dynamics import State, Tables, Traits
+from recenv.dynamics import Outcome, State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError
 from recenv.gate import GateShop
 from recenv.population import Sessions
@@ -25,9 +27,28 @@ except ModuleNotFoundError:
 
 Tensor = torch.Tensor
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-# Newcomers kept on the device, per slot. They are counted on the host only when this
-# many steps could have used them up, so that a step does not wait for the device.
+# Newcomers kept on the device, per slot. More are called for when fewer than half are left.
 RESERVE = 8
+
+
+class Slots(NamedTuple):
+    """Who is in the shop."""
+
+    shopper_id: Tensor  # (N,)
+    state: State
+    traits: Traits
+    memory: Memory | None
+    row: Tensor  # (N,) which of the queue's sessions she is: her luck lies there
+    time: Tensor  # (N,) recommendations that she has seen
+
+
+class Told(NamedTuple):
+    """What a step returns, before it is put into words."""
+
+    observation: Tensor  # (N, S)
+    final: Tensor  # (N, S) before newcomers came in
+    outcome: Outcome
+    revealed: dict[str, Tensor]
 
 
 class RecsysTorchEnv:
@@ -37,6 +58,8 @@ class RecsysTorchEnv:
         num_envs: N.
         device: where the tensors live.
         dtype: torch.float32 or torch.float64.
+        compile: let ``torch.compile`` fuse the step. The first step then takes a minute or
+            so, and needs a C++ compiler (on the cpu) or triton.
         keywords: those of ``RecsysEnv`` (autoreset is always "SameStep").
     """
 
@@ -48,11 +71,14 @@ class RecsysTorchEnv:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
         **keywords: Any,
     ):
         num_envs = as_number("num_envs", num_envs, 1, 10_000_000)
         if dtype not in (torch.float32, torch.float64):
             raise UsageError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        if not isinstance(compile, bool):
+            raise UsageError(f"compile must be true or false, got {compile!r}")
         self.shop = self.shop_class(keywords)
         if self.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
@@ -62,6 +88,7 @@ class RecsysTorchEnv:
         except (RuntimeError, AssertionError):
             raise UsageError(f"device {device!s} is not on this machine: choose cpu") from None
         self.dtype = dtype
+        self.compile = compile
         self.single_action_space = self.shop.action_space
         self.single_observation_space = self.shop.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -70,14 +97,12 @@ class RecsysTorchEnv:
         lenses = self.shop.lenses
         self.lenses = None if lenses is None else Lenses(*map(self._tensor, lenses))
         self._arrivals = self.shop.arrivals(num_envs)
-        self._slot_N = torch.arange(num_envs, device=self.device)
-        self._session: Sessions | None = None
-        self._memory: Memory | None = None
-        self._reserve: Sessions | None = None
-        # from the first reset or reserve on
-        self._time_N: Tensor
-        self._used: Tensor  # how many of the reserve have come in
-        self._steps_left: int  # for how many steps the reserve is sure to last
+        self._slots: Slots | None = None
+        # from the first reset on
+        self._queue: Sessions  # those in the shop, and the newcomers after them
+        self._next: Tensor  # () the row of the next newcomer
+        self._counted: Tensor  # () what that was a step ago, on the host
+        self._steps_left: int  # for how many steps the newcomers are sure to last
 
     @property
     def state(self) -> State:
@@ -92,21 +117,27 @@ class RecsysTorchEnv:
     @property
     def shopper_id_N(self) -> Tensor:
         """Who is in each slot."""
-        shopper_id_N: Tensor = self._met().shopper_id
-        return shopper_id_N
+        return self._met().shopper_id
 
     def reset(self, *, seed: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Fill all slots with the next shoppers."""
-        if seed is not None or self._session is None:
+        if seed is not None or self._slots is None:
             self._rng, _ = seeding.np_random(seed)
             self._arrivals.clear()
-            self._reserve = None
-            self._session = self._upload(self._arrivals.take(self._rng, self.num_envs))
-            self._memory = self._blank()
-            self._time_N = torch.zeros_like(self._slot_N)
+            self._queue = self._upload(self._arrivals.take(self._rng, self.num_envs))
+            self._open(torch.arange(self.num_envs, device=self.device))
         else:
-            self._begin(torch.ones_like(self._slot_N, dtype=torch.bool))
-        return self._observe(), {"shopper_id": self.shopper_id_N.clone()}
+            self._count()
+            self._stock()
+            self._open(self._next + torch.arange(self.num_envs, device=self.device))
+        return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N.clone()}
+
+    def _open(self, row_N: Tensor) -> None:
+        """All slots to those who stand in these rows of the queue, with newcomers behind."""
+        self._slots = self._enter(self._queue, row_N)
+        self._next = row_N[-1] + 1
+        self._count()
+        self._steps_left = 0
 
     def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Recommend one item to each shopper (at a gate: the candidate, or nothing).
@@ -119,75 +150,109 @@ class RecsysTorchEnv:
             event, purchase and leaving terms, shopper_id, and ``final_obs`` (N, S), what
             each shopper looked like before a newcomer took her place.
         """
-        session, action_N = self._met(), self._validate(action_N)
-        shop, candidate_N = self.shop, self._candidate()
-        threshold_N = session.threshold[self._slot_N, self._time_N]
-        drift_N = session.drift_row[self._slot_N, self._time_N]
-        outcome = shop.advance(
-            xp,
-            self.tables,
-            session.state,
-            session.traits,
-            action_N,
-            candidate_N,
-            threshold_N,
-            drift_N,
-        )
+        slots, action_N = self._met(), self._validate(action_N)
+        if self._steps_left == 0:
+            self._stock()
+            slots = self._met()
+        self._steps_left -= 1
+        self._slots, self._next, told = self._advance(slots, self._queue, self._next, action_N)
+        if self._steps_left == 1:
+            self._count()
+        outcome = told.outcome
         info = {
-            "shopper_id": session.shopper_id,
+            "shopper_id": slots.shopper_id,
             "event": outcome.event,
             "purchase": outcome.purchase_reward,
             "leaving": outcome.leaving_charge,
+            **told.revealed,
+            "final_obs": told.final,
         }
-        if shop.settings.reveal:
-            state, traits = session.state, session.traits
-            info |= shop.reveal(xp, self.tables, state, traits, action_N, candidate_N)
-        item_N = shop.shown(xp, action_N, candidate_N)
-        self._memory = shop.remember(xp, self.lenses, self._memory, item_N, outcome.event)
-        self._session = session._replace(state=outcome.state)
-        self._time_N = self._time_N + 1
-        final_NS, over_N = self._observe(), outcome.terminated
-        info["final_obs"] = final_NS
-        self._begin(over_N)
         reward_N = outcome.purchase_reward + outcome.leaving_charge
-        observation = _where(over_N, self._met().first_observation, final_NS)
-        return observation, reward_N, over_N, torch.zeros_like(over_N), info
+        over_N = outcome.terminated
+        return told.observation, reward_N, over_N, torch.zeros_like(over_N), info
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
 
-    def _begin(self, over_N: Tensor) -> None:
-        """Put newcomers, in the order of their arrival, where a session is over."""
-        reserve = self._stocked()
-        index_N = self._used + torch.cumsum(over_N, 0) - 1
-        self._used = self._used + over_N.sum()
-        self._steps_left -= 1
-        newcomer = _map(reserve, lambda leaf: leaf[index_N.clamp(min=0)])
-        current = self._met()
-        self._session = _zip(current, newcomer, lambda old, new: _where(over_N, new, old))
-        self._time_N = torch.where(over_N, 0, self._time_N)
-        blank = self._blank()
-        if self._memory is not None and blank is not None:
-            pairs = zip(self._memory, blank, strict=True)
-            self._memory = Memory(*(_where(over_N, new, old) for old, new in pairs))
+    @cached_property
+    def _advance(self) -> Callable[..., tuple[Slots, Tensor, Told]]:
+        """``_tick``, fused where that was asked for."""
+        # sizes never change, and whatever could not be fused should be heard of
+        return (
+            torch.compile(self._tick, dynamic=False, fullgraph=True) if self.compile else self._tick
+        )
 
-    def _stocked(self) -> Sessions:
-        """The newcomers waiting on the device, enough for one more step."""
-        size = RESERVE * self.num_envs
-        if self._reserve is None:
-            self._reserve = self._upload(self._arrivals.take(self._rng, size))
-            self._used = torch.zeros((), dtype=torch.int64, device=self.device)
-            self._steps_left = RESERVE
-        elif self._steps_left == 0:
-            used = int(self._used)  # the one place where the host waits for the device
-            if self.num_envs > size - used:
-                more = self._upload(self._arrivals.take(self._rng, used))
-                self._reserve = _zip(
-                    self._reserve, more, lambda old, new: torch.cat([old[used:], new])
-                )
-                self._used, used = torch.zeros_like(self._used), 0
-            self._steps_left = (size - used) // self.num_envs
-        return self._reserve
+    def _tick(
+        self, slots: Slots, queue: Sessions, next_row: Tensor, action_N: Tensor
+    ) -> tuple[Slots, Tensor, Told]:
+        """A step as a function of tensors alone: the slots after it, the row of the next
+        newcomer, and what is told."""
+        shop, candidate_N = self.shop, self._candidate(queue, slots)
+        state, traits = slots.state, slots.traits
+        outcome = shop.advance(
+            xp,
+            self.tables,
+            state,
+            traits,
+            action_N,
+            candidate_N,
+            queue.threshold[slots.row, slots.time],
+            queue.drift_row[slots.row, slots.time].to(torch.int64),
+        )
+        revealed = (
+            shop.reveal(xp, self.tables, state, traits, action_N, candidate_N)
+            if shop.settings.reveal
+            else {}
+        )
+        item_N = shop.shown(xp, action_N, candidate_N)
+        memory = shop.remember(xp, self.lenses, slots.memory, item_N, outcome.event)
+        going = slots._replace(state=outcome.state, memory=memory, time=slots.time + 1)
+        over_N, final_NS = outcome.terminated, self._observe(queue, going)
+        # newcomers come in in the order of their arrival
+        row_N = (next_row + torch.cumsum(over_N, 0) - 1).clamp(min=0)
+        after = _either(over_N, self._enter(queue, row_N), going)
+        observation_NS = _where(over_N, queue.first_observation[row_N], final_NS)
+        told = Told(observation_NS, final_NS, outcome, revealed)
+        return after, next_row + over_N.sum(), told
+
+    def _enter(self, queue: Sessions, row_N: Tensor) -> Slots:
+        """Those who stand in these rows of the queue, with nothing recommended yet."""
+        return Slots(
+            queue.shopper_id[row_N],
+            State(*(leaf[row_N] for leaf in queue.state)),
+            Traits(*(leaf[row_N] for leaf in queue.traits)),
+            self._blank,
+            row_N,
+            torch.zeros_like(row_N),
+        )
+
+    def _count(self) -> None:
+        """Begin to tell the host how many newcomers have come in; it looks a step later, so
+        that no step waits for the device."""
+        if self.device.type != "cuda":
+            self._counted = self._next
+            return
+        self._counted = torch.empty((), dtype=self._next.dtype, pin_memory=True)
+        self._counted.copy_(self._next, non_blocking=True)
+        self._copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied.record(torch.cuda.current_stream(self.device))
+
+    def _stock(self) -> None:
+        """Call for newcomers where there might be too few of them, and drop who has left."""
+        if self.device.type == "cuda":
+            self._copied.synchronize()  # of a step ago
+        n, used = self.num_envs, int(self._counted)
+        if len(self._queue.shopper_id) - used - n < RESERVE // 2 * n:
+            waiting = torch.arange(used, len(self._queue.shopper_id), device=self.device)
+            kept = torch.cat([self._met().row, waiting])
+            more = self._upload(self._arrivals.take(self._rng, (1 + RESERVE) * n - len(kept)))
+            old = _map(self._queue, lambda leaf: leaf[kept])
+            self._queue = _zip(old, more, lambda first, second: torch.cat([first, second]))
+            self._slots = self._met()._replace(row=torch.arange(n, device=self.device))
+            self._next = self._next + (n - used)
+            used = n
+        # the step since they were counted may have used up n of them
+        self._steps_left = (len(self._queue.shopper_id) - used - n) // n
 
     def _upload(self, sessions: Sessions) -> Sessions:
         return _map(sessions, self._tensor)
@@ -195,34 +260,32 @@ class RecsysTorchEnv:
     def _tensor(self, array: Any) -> Tensor:
         # torch takes over memory only where it may be written
         tensor = torch.as_tensor(np.require(array, requirements="W"), device=self.device)
-        if tensor.is_floating_point():
-            return tensor.to(self.dtype)
-        return tensor.to(torch.int64) if tensor.dtype == torch.int16 else tensor
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
+    @cached_property
     def _blank(self) -> Memory | None:
         blank = self.shop.blank_memory((self.num_envs,))
         return None if blank is None else Memory(*map(self._tensor, blank))
 
-    def _observe(self) -> Tensor:
-        session = self._met()
+    def _observe(self, queue: Sessions, slots: Slots) -> Tensor:
+        candidate_N = self._candidate(queue, slots)
         observation: Tensor = self.shop.observe(
-            xp, self.lenses, session.state, session.traits, self._memory, self._candidate()
+            xp, self.lenses, slots.state, slots.traits, slots.memory, candidate_N
         )
         return observation
 
-    def _candidate(self) -> Tensor | None:
+    def _candidate(self, queue: Sessions, slots: Slots) -> Tensor | None:
         """What has arrived at the gate (N,); None where there is no gate."""
-        candidate_NT: Tensor | None = self._met().candidate
-        if candidate_NT is None:
+        if queue.candidate is None:
             return None
-        last = self.shop.horizon - 1
-        candidate_N: Tensor = candidate_NT[self._slot_N, self._time_N.clamp(max=last)]
+        time_N = slots.time.clamp(max=self.shop.horizon - 1)
+        candidate_N: Tensor = queue.candidate[slots.row, time_N]
         return candidate_N
 
-    def _met(self) -> Sessions:
-        if self._session is None:
+    def _met(self) -> Slots:
+        if self._slots is None:
             raise UsageError("nobody is in the shop yet: call reset() first")
-        return self._session
+        return self._slots
 
     def _validate(self, action_N: Any) -> Tensor:
         if not isinstance(action_N, Tensor) or action_N.dtype not in WHOLE:
@@ -270,6 +333,18 @@ def _zip(first: Sessions, second: Sessions, function: Any) -> Sessions:
         function(first.first_observation, second.first_observation),
         None if first.candidate is None else function(first.candidate, second.candidate),
     )
+
+
+def _either(mask_N: Tensor, new: Slots, old: Slots) -> Slots:
+    """The new shoppers where the mask is set, the old ones elsewhere."""
+
+    def chosen(one: Any, other: Any) -> Any:
+        if isinstance(one, Tensor):
+            return _where(mask_N, one, other)
+        return None if one is None else type(one)(*map(chosen, one, other))
+
+    slots: Slots = chosen(new, old)
+    return slots
 
 
 def _where(mask_N: Tensor, new: Tensor, old: Tensor) -> Tensor:
