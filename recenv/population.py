@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import numpy as xp
 
 from recenv.catalogue import FloatArray, IntArray
 from recenv.dynamics import Array, State, Traits
@@ -278,7 +279,7 @@ class Arrivals:
         self._arrived += n
         patience = rng.standard_exponential(n, dtype=np.float32)
         word = _words(rng, n * horizon).reshape(n, horizon)
-        state = initial_state(people.interest, patience, self.num_categories, horizon)
+        state = initial_state(xp, people.interest, patience, self.num_categories, horizon)
         traits = self.population.traits(people)
         # last, so that the shoppers and their other luck are those of a shop without a gate
         candidate = self.propose(rng, state) if self.propose else None
@@ -291,18 +292,19 @@ def _nothing(state: State, traits: Traits, candidate: Array | None) -> FloatArra
 
 
 def initial_state(
-    interest: FloatArray, patience: FloatArray, num_categories: int, horizon: int
+    xp: Any, interest: Array, patience: Array, num_categories: int, horizon: int
 ) -> State:
     """Shoppers at the door: nothing bought, nothing refused."""
-    n = len(interest)
-    satisfaction, refusals = np.zeros((2, n), dtype=np.float32)
+    none = xp.zeros_like(patience)
     return State(
         interest=interest,
-        satiation=np.zeros((n, num_categories), dtype=np.float32),
-        satisfaction=satisfaction,
-        refusals=refusals,
+        satiation=xp.zeros(
+            (len(patience), num_categories), dtype=patience.dtype, device=patience.device
+        ),
+        satisfaction=none,
+        refusals=xp.zeros_like(none),
         patience=patience,
-        remaining=np.full(n, horizon, dtype=np.float32),
+        remaining=xp.full_like(none, horizon),
     )
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
-from recenv.dynamics import Outcome, State, Tables, Traits
+from recenv.dynamics import State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError
 from recenv.gate import GateShop
-from recenv.population import Sessions
+from recenv.population import Sessions, initial_state
 from recenv.shop import Lenses, Memory, Shop, as_number
 
 try:
@@ -47,7 +47,11 @@ class Told(NamedTuple):
 
     observation: Tensor  # (N, S)
     final: Tensor  # (N, S) before newcomers came in
-    outcome: Outcome
+    event: Tensor  # (N,)
+    purchase: Tensor  # (N,) a term of the reward, as the next
+    leaving: Tensor  # (N,)
+    reward: Tensor  # (N,)
+    over: Tensor  # (N,)
     revealed: dict[str, Tensor]
 
 
@@ -158,18 +162,16 @@ class RecsysTorchEnv:
         self._slots, self._next, told = self._advance(slots, self._queue, self._next, action_N)
         if self._steps_left == 1:
             self._count()
-        outcome = told.outcome
         info = {
             "shopper_id": slots.shopper_id,
-            "event": outcome.event,
-            "purchase": outcome.purchase_reward,
-            "leaving": outcome.leaving_charge,
+            "event": told.event,
+            "purchase": told.purchase,
+            "leaving": told.leaving,
             **told.revealed,
             "final_obs": told.final,
         }
-        reward_N = outcome.purchase_reward + outcome.leaving_charge
-        over_N = outcome.terminated
-        return told.observation, reward_N, over_N, torch.zeros_like(over_N), info
+        truncated_N = torch.zeros_like(told.over)
+        return told.observation, told.reward, told.over, truncated_N, info
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
@@ -211,20 +213,25 @@ class RecsysTorchEnv:
         # newcomers come in in the order of their arrival
         row_N = (next_row + torch.cumsum(over_N, 0) - 1).clamp(min=0)
         after = _either(over_N, self._enter(queue, row_N), going)
-        observation_NS = _where(over_N, queue.first_observation[row_N], final_NS)
-        told = Told(observation_NS, final_NS, outcome, revealed)
+        observation_NS = self._observe(queue, after)
+        terms = outcome.purchase_reward, outcome.leaving_charge
+        told = Told(
+            observation_NS, final_NS, outcome.event, *terms, terms[0] + terms[1], over_N, revealed
+        )
         return after, next_row + over_N.sum(), told
 
     def _enter(self, queue: Sessions, row_N: Tensor) -> Slots:
         """Those who stand in these rows of the queue, with nothing recommended yet."""
-        return Slots(
-            queue.shopper_id[row_N],
-            State(*(leaf[row_N] for leaf in queue.state)),
-            Traits(*(leaf[row_N] for leaf in queue.traits)),
-            self._blank,
-            row_N,
-            torch.zeros_like(row_N),
+        state = initial_state(
+            xp,
+            queue.state.interest[row_N],
+            queue.state.patience[row_N],
+            self.shop.catalogue.num_categories,
+            self.shop.horizon,
         )
+        traits = Traits(*(leaf[row_N] for leaf in queue.traits))
+        time_N = torch.zeros_like(row_N)
+        return Slots(queue.shopper_id[row_N], state, traits, self._blank, row_N, time_N)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so

@@ -214,7 +214,7 @@ def newcomers_utility(
     people = population.draw(generator(Role.CALIBRATION, seed), count)
     traits = population.traits(people)
     patience = np.ones(count, dtype=np.float32)
-    state = initial_state(people.interest, patience, catalogue.num_categories, 1)
+    state = initial_state(xp, people.interest, patience, catalogue.num_categories, 1)
     items = Items(
         catalogue.embedding_ID,
         catalogue.appeal_I,
