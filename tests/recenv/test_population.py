@@ -116,6 +116,9 @@ def test_the_numbers_of_roles_are_part_of_every_published_figure() -> None:
         "AGENT": 7,
         "TUNING": 8,
         "STATISTICS": 9,
+        "LOG": 10,
+        "ORGANIC": 11,
+        "SPLIT": 12,
     }
 
 
