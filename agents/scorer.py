@@ -449,7 +449,7 @@ class Scorer(OnlineAgent):
         *,
         validation: float | np.ndarray = 0.1,
         epochs: int = 100,
-        patience: int = 5,
+        patience: int = 3,
         progress: Progress | None = None,
     ) -> Fitted:
         """Learn from a log alone: whole epochs until the validation log loss rises.
@@ -486,6 +486,7 @@ class Scorer(OnlineAgent):
         fitted = early_stopping(
             self.network, lambda: self._epoch(rows, train_N), validate, epochs, patience, progress
         )
+        fitted.validation_rows = len(apart_n)
         fitted.calibration = platt(self.log_odds(rows, apart_n), bought_n)
         self._calibration = fitted.calibration
         return fitted
@@ -527,6 +528,14 @@ class Scorer(OnlineAgent):
             item = torch.as_tensor(rows.item_N[row], device=self._torch)
             told.append(self.network.pairs(tower, item).cpu().numpy())
         return np.concatenate(told)
+
+    @torch.no_grad()
+    def rank(self, rows: Rows, row_n: np.ndarray, k: int) -> np.ndarray:
+        """The k best items (n, k) for the shoppers of these rows, best first."""
+        known = None if rows.shopper_id_N is None else rows.shopper_id_N[row_n]
+        tower = self._tower(np.asarray(rows.observation[row_n], dtype=np.float32), known)
+        best: np.ndarray = self.network.all_items(tower).topk(k, dim=1).indices.cpu().numpy()
+        return best
 
     def calibrated(self, log_odds: np.ndarray) -> np.ndarray:
         """Purchase probabilities of log odds, of any shape."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from array_api_compat import numpy as xp
 from torch import nn
 
+from recenv.dynamics import Event
 from recenv.errors import UsageError
+from recenv.observation import Behaviour
 
 # Epoch (from 1), mean training loss, validation loss; training stops when it returns False.
 Progress = Callable[[int, float, float], bool]
@@ -22,6 +25,63 @@ class Observations(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: Any) -> np.ndarray: ...
+
+
+class Windows:
+    """Observations of behaviour, made when they are asked for: those of a million rows would
+    fill a machine's memory.
+
+    Args:
+        observer: how they are laid out.
+        session_N: number of the session, from 0.
+        step_N: place of the recommendation in its session, from 0; none is missing.
+        item_N: what was shown.
+        event_N: codes of ``recenv.dynamics.Event``.
+    """
+
+    def __init__(
+        self,
+        observer: Behaviour,
+        session_N: np.ndarray,
+        step_N: np.ndarray,
+        item_N: np.ndarray,
+        event_N: np.ndarray,
+    ):
+        self._observer = observer
+        self._place = session_N, step_N
+        h, shape = observer.history, (int(session_N.max()) + 1, int(step_N.max()) + 1)
+        # H empty places before each session
+        self._items, self._events = (np.full((shape[0], h + shape[1]), -1) for _ in range(2))
+        self._items[session_N, h + step_N] = item_N
+        self._events[session_N, h + step_N] = event_N
+        happened = np.zeros((*shape, len(Event)), dtype=np.float32)
+        happened[session_N, step_N, event_N] = 1.0
+        self._counts = happened.cumsum(axis=1) - happened
+        self._tables = observer.table, observer.event_table
+
+    def __len__(self) -> int:
+        return len(self._place[0])
+
+    def __getitem__(self, row: Any) -> np.ndarray:
+        """The observations (n, S) before these recommendations."""
+        session_n, step_n = (of[row] for of in self._place)
+        newest_first_H = self._observer.history - 1 - np.arange(self._observer.history)
+        at = session_n[:, None], step_n[:, None] + newest_first_H
+        seen: np.ndarray = self._observer.observe(
+            xp,
+            (self._observer.horizon - step_n).astype(np.float32),
+            self._counts[session_n, step_n],
+            self._items[at],
+            self._events[at],
+            *self._tables,
+        )
+        return seen
+
+    def take(self, row_n: np.ndarray) -> Windows:
+        """Those of some rows; their windows hold what they held."""
+        taken = copy.copy(self)
+        taken._place = self._place[0][row_n], self._place[1][row_n]
+        return taken
 
 
 @dataclass(frozen=True)
@@ -83,6 +143,7 @@ class Fitted:
         validation_loss: after each epoch.
         best: the epoch (from 0) whose network was kept.
         stopped: whether patience ended it, not the number of epochs.
+        validation_rows: how many were validated on.
         calibration: slope and offset that make log odds fit the validation part.
     """
 
@@ -90,6 +151,7 @@ class Fitted:
     validation_loss: list[float] = field(default_factory=list)
     best: int = -1
     stopped: bool = False
+    validation_rows: int = 0
     calibration: tuple[float, float] = (1.0, 0.0)
 
 

@@ -69,7 +69,7 @@ def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirector
     Raises:
         UsageError: the configuration makes no sense, or the directory is taken.
     """
-    _check(config)
+    check(config)
     torch.set_num_threads(config["threads"])
     directory = run_directory(config)
     before = steps_before(config)
@@ -141,7 +141,7 @@ def run_directory(config: dict[str, Any]) -> results.RunDirectory:
     )
 
 
-def _check(config: dict[str, Any]) -> None:
+def check(config: dict[str, Any]) -> None:
     """Refuse nonsense before anything is made or removed."""
     for group in GROUPS:
         if group not in config:
