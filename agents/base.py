@@ -68,6 +68,8 @@ class Agent(Resumable, ABC):
         "num_envs": (1, 1_000_000),
         "explore": (0.0, 1.0),  # of ``serve``
     }
+    # Whether it can also answer yes or no at a gate (RecsysGate-v0).
+    gate: ClassVar[bool] = False
     # The parts of ``describe`` that must be the same in every shop that it acts in.
     fits: ClassVar[tuple[str, ...]] = ()
     progress: ClassVar[tuple[str, ...]] = ("rng", "timesteps", "meter")
@@ -119,6 +121,11 @@ class Agent(Resumable, ABC):
     def num_items(self) -> int:
         return self.env.shop.num_items
 
+    @property
+    def num_actions(self) -> int:
+        """The items; at a gate two, no and yes."""
+        return self.env.shop.num_actions
+
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         """Act in this environment from now on.
 
@@ -126,10 +133,21 @@ class Agent(Resumable, ABC):
         the public catalogue and who is in each slot.
 
         Raises:
-            UsageError: the agent was made for a shop of another size.
+            UsageError: the agent was made for a shop of another size, or is not for a gate.
         """
         shop = describe(vector_env)
         made_for = self._shop or shop
+        if vector_env.shop.gate and not self.gate:
+            raise UsageError(
+                f"agent {self.name} chooses among items, and {vector_env.shop.id} asks about one "
+                "candidate at a time: take ppo, dqn, random or another agent that answers yes or no"
+            )
+        asked = made_for.get("environment", "Recsys-v0")  # earlier versions knew no other
+        if self.fits and asked != shop["environment"]:
+            raise UsageError(
+                f"agent {self.name} was made for {asked}, this is {shop['environment']}: train "
+                "an agent for it"
+            )
         for part in self.fits:
             if made_for[part] != shop[part]:
                 raise UsageError(MISFITS[part].format(self.name, made_for[part], shop[part]))
@@ -215,8 +233,8 @@ class Agent(Resumable, ABC):
         Returns:
             items and scores, each (k,) or (N, k).
         """
-        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= self.num_items:
-            raise UsageError(f"k must be a whole number in 1..{self.num_items}, got {k!r}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= self.num_actions:
+            raise UsageError(f"k must be a whole number in 1..{self.num_actions}, got {k!r}")
         batch, single = as_batch(observation, self.env)
         score_NI = self.score(batch)
         best_Nk = _best(score_NI, int(k))
@@ -247,7 +265,7 @@ class Agent(Resumable, ABC):
         item_N, random_share = self._serve_best(batch)
         share = 1.0 - (1.0 - explore) * (1.0 - random_share)
         shown_N = self.sometimes_random(item_N, share)
-        return shown_N, share / self.num_items + (1.0 - share) * (shown_N == item_N)
+        return shown_N, share / self.num_actions + (1.0 - share) * (shown_N == item_N)
 
     def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:
         """The best items (N,), and the share of random ones that the agent mixes in always."""
@@ -261,7 +279,7 @@ class Agent(Resumable, ABC):
 
     def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
         """The items (N,), with ``share`` of them replaced by random ones, each by itself."""
-        random_N = self.rng.integers(self.num_items, size=len(item_N))
+        random_N = self.rng.integers(self.num_actions, size=len(item_N))
         return np.where(self.rng.random(len(item_N)) < share, random_N, item_N)
 
     def settings(self) -> dict[str, Any]:
@@ -384,7 +402,8 @@ def describe(env: RecsysVectorEnv) -> dict[str, Any]:
     """What of a shop agents are made for, JSON-able."""
     layout, items = env.shop.observer.layout(), item_layout(env.shop.catalogue)
     return {
-        "num_items": env.shop.num_items,
+        "environment": env.shop.id,
+        "num_items": env.shop.num_actions,  # those to choose among: at a gate, no and yes
         "num_shoppers": env.shop.settings.num_shoppers,
         "observation": ", ".join(f"{k} {part.stop - part.start}" for k, part in layout.items()),
         "item_features": f"categories {items['num_categories']}, words {items['words']}",

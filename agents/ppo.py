@@ -176,7 +176,7 @@ class PPOAgent(SB3Agent):
         logit_NI = self.score(observation).astype(np.float64)
         weight_NI = np.exp(logit_NI - logit_NI.max(axis=1, keepdims=True))
         own_NI = weight_NI / weight_NI.sum(axis=1, keepdims=True)
-        probability_NI = (1.0 - explore) * own_NI + explore / self.num_items
+        probability_NI = (1.0 - explore) * own_NI + explore / self.num_actions
         item_N = draw(probability_NI, self.rng)
         return item_N, np.take_along_axis(probability_NI, item_N[:, None], axis=1)[:, 0]
 

@@ -28,6 +28,7 @@ from agents.rollout import play
 from recenv import dynamics as physics
 from recenv.dynamics import Event
 from recenv.errors import UsageError
+from recenv.gate import RecsysGateVectorEnv
 from recenv.seeding import Role, derive_seed
 from recenv.vector_env import RecsysVectorEnv
 
@@ -37,9 +38,10 @@ class Random(Agent):
 
     name: ClassVar[str] = "random"
     learns: ClassVar[bool] = False
+    gate: ClassVar[bool] = True
 
     def score(self, observation: np.ndarray) -> np.ndarray:
-        return self.rng.random((len(observation), self.num_items))
+        return self.rng.random((len(observation), self.num_actions))
 
     def predict(
         self,
@@ -49,18 +51,54 @@ class Random(Agent):
         deterministic: bool = True,
     ) -> Prediction:
         batch, single = as_batch(observation, self.env)
-        item_N = self.rng.integers(self.num_items, size=len(batch))
+        item_N = self.rng.integers(self.num_actions, size=len(batch))
         return (item_N[0] if single else item_N), state
 
     def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:
         return np.zeros(len(observation), dtype=np.int64), 1.0
 
 
+class Constant(Agent):
+    """The same answer at a gate, whoever comes and whatever is at it."""
+
+    learns: ClassVar[bool] = False
+    gate: ClassVar[bool] = True
+    answer: ClassVar[int]
+
+    def bind(self, vector_env: RecsysVectorEnv) -> None:
+        if not vector_env.shop.gate:
+            raise UsageError(
+                f"agent {self.name} answers yes or no: it is for RecsysGate-v0 (env=gate)"
+            )
+        super().bind(vector_env)
+
+    def score(self, observation: np.ndarray) -> np.ndarray:
+        return np.tile(np.eye(2, dtype=np.float32)[self.answer], (len(observation), 1))
+
+
+class AlwaysRecommend(Constant):
+    """Every candidate is recommended."""
+
+    name: ClassVar[str] = "always_recommend"
+    answer: ClassVar[int] = 1
+
+
+class NeverRecommend(Constant):
+    """No candidate is recommended: 0 on the normalised score of a gate."""
+
+    name: ClassVar[str] = "never_recommend"
+    answer: ClassVar[int] = 0
+
+
 class MyopicOracle(Agent):
-    """The item with the highest true purchase probability now: greedy, and all-knowing."""
+    """The item with the highest true purchase probability now: greedy, and all-knowing.
+
+    At a gate: yes to whatever is likelier bought than not.
+    """
 
     name: ClassVar[str] = "myopic_oracle"
     learns: ClassVar[bool] = False
+    gate: ClassVar[bool] = True
 
     def score(self, observation: np.ndarray) -> np.ndarray:
         env, shop = self.env, self.env.shop
@@ -69,9 +107,18 @@ class MyopicOracle(Agent):
                 f"agent {self.name} reads the true state of the bound shop, so it recommends "
                 f"only to the {env.num_envs} shoppers there, got {len(observation)} observations"
             )
+        if isinstance(env, RecsysGateVectorEnv):
+            told = shop.tables, env.state, env.traits
+            utility_N = env.shop.utility(xp, *told, env.candidate_N)
+            return _against_nothing(utility_N)
         items = shop.items(xp, shop.tables)
         utility: np.ndarray = physics.utilities(xp, shop.dynamics, env.state, env.traits, items)
         return utility
+
+
+def _against_nothing(score_N: np.ndarray) -> np.ndarray:
+    """Scores (N, 2) of no, which is worth 0, and of yes."""
+    return np.stack([np.zeros_like(score_N), score_N], axis=1)
 
 
 class EpsilonOracle(MyopicOracle):
@@ -130,7 +177,10 @@ class IndexPolicy(MyopicOracle):
     def score(self, observation: np.ndarray) -> np.ndarray:
         if self.weight is None:
             raise UsageError("the index policy has no weight yet: call learn(), or pass weight")
-        return super().score(observation) + self.weight * self.catalogue.quality_I
+        quality = self.catalogue.quality_I
+        if isinstance(self.env, RecsysGateVectorEnv):
+            quality = _against_nothing(quality[self.env.candidate_N])
+        return super().score(observation) + self.weight * quality
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         if self.weight is None:

@@ -17,7 +17,7 @@ class Sessions:
     Attributes:
         return_E: sum of rewards, purchases - (T - purchases).
         purchases_E: items bought.
-        length_E: recommendations seen before the end.
+        length_E: recommendations seen before the end (at a gate: candidates).
         shown_I: how often each item was recommended.
     """
 
@@ -41,13 +41,14 @@ def play(agent: Agent, env: RecsysVectorEnv, seed: int) -> Sessions:
         observation, _ = env.reset(seed=seed)
         state, start_E = None, np.ones(n, dtype=bool)
         while going_E.any():
-            item_E, state = agent.predict(observation, state, start_E, deterministic=True)
-            observation, reward_E, terminated_E, truncated_E, info = env.step(item_E)
+            action_E, state = agent.predict(observation, state, start_E, deterministic=True)
+            item_E = env.shown(action_E)
+            observation, reward_E, terminated_E, truncated_E, info = env.step(action_E)
             terms = info.get("final_info", info)["reward_terms"]
             return_E += going_E * reward_E
             purchases_E += going_E * (terms["purchase"] > 0)
             length_E += going_E
-            shown_I += np.bincount(item_E[going_E], minlength=len(shown_I))
+            shown_I += np.bincount(item_E[going_E & (item_E >= 0)], minlength=len(shown_I))
             start_E = terminated_E | truncated_E
             going_E = going_E & ~start_E
     return Sessions(return_E, purchases_E, length_E, shown_I)

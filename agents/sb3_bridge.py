@@ -153,6 +153,7 @@ class SB3Agent(Agent):
         "_last_obs",
         "_last_episode_starts",
     )
+    gate: ClassVar[bool] = True
     policy: ClassVar[str | type[BasePolicy]] = "MlpPolicy"
     tower_policy: ClassVar[type[BasePolicy]]
     bounds = Agent.bounds | {
@@ -209,6 +210,11 @@ class SB3Agent(Agent):
         if self.warm_start:
             self.head = "two_tower"
         items = (self._shop or describe(vector_env))["num_items"]
+        if vector_env.shop.gate and self.head == "two_tower":
+            raise UsageError(
+                f"agent.head=two_tower is for choosing among items, and {vector_env.shop.id} asks "
+                "yes or no: take agent.head=flat"
+            )
         self.two_tower = self.head == "two_tower" or (self.head == "auto" and items >= MANY_ITEMS)
         self.fits = ("item_features" if self.two_tower else "num_items", "observation")
         before = self._env

@@ -12,10 +12,13 @@ from omegaconf import OmegaConf
 
 import conf
 from agents.base import Agent
-from recenv.errors import UsageError
+from recenv.errors import UsageError, unknown
+from recenv.gate import GateShop
+from recenv.shop import Shop
 from recenv.vector_env import RecsysVectorEnv
 
 CONF = Path(conf.__file__).parent
+IDS = (Shop.id, GateShop.id)  # of environments
 
 
 def make_env(env: dict[str, Any], num_envs: int) -> RecsysVectorEnv:
@@ -24,7 +27,11 @@ def make_env(env: dict[str, Any], num_envs: int) -> RecsysVectorEnv:
     Raises:
         UsageError: a keyword is unknown or wrong, or the world cannot be had.
     """
-    vector_env = gym.make_vec("Recsys-v0", num_envs=num_envs, **env)
+    keywords = dict(env)
+    name = keywords.pop("id", None) or Shop.id
+    if name not in IDS:
+        raise unknown("env.id", name, IDS)
+    vector_env = gym.make_vec(name, num_envs=num_envs, **keywords)
     assert isinstance(vector_env, RecsysVectorEnv)
     return vector_env
 

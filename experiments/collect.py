@@ -137,6 +137,8 @@ def _who_serves_where(
     torch.set_num_threads(config["threads"])
     plain = config["env"] | {"autoreset_mode": "SameStep", "reveal": False}
     env = make_env(plain, num_envs)
+    if env.shop.gate:
+        raise UsageError(f"logs tell what was chosen among items: there are none of {env.shop.id}")
     if asked["run"] is not None:
         directory = results.RunDirectory(Path(str(asked["run"]))).agent
         return config, load_agent(config, directory, env, str(config["device"])), env

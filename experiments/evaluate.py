@@ -24,7 +24,7 @@ import numpy as np
 from agents.base import Agent
 from agents.planning import FORMAT as PLAN_FORMAT
 from agents.planning import PlanningOracle
-from agents.references import IndexPolicy, MyopicOracle, Random
+from agents.references import IndexPolicy, MyopicOracle, NeverRecommend, Random
 from agents.rollout import Sessions, play
 from experiments import results
 from experiments.build import group_defaults, load_agent, make_env
@@ -74,7 +74,8 @@ class Judge:
         shoppers: ``eval.shoppers``, E.
         cache: a directory in which references and plans are kept.
         reference: ``eval.reference``, the policy that scores 1; a minute's planning for the
-            planning oracle, seconds for the index policy.
+            planning oracle, seconds for the index policy. At a gate the myopic oracle stands
+            in for the planning oracle, and 0 is never to recommend.
 
     With a finite clientele (``num_shoppers``) the judged sessions are those of regulars;
     newcomers are judged apart.
@@ -95,10 +96,14 @@ class Judge:
         check_reference(reference)
         plain = {**env, "reveal": False, "autoreset_mode": "SameStep"}
         self.seed, self.shoppers = seed, shoppers
-        self.high = HIGH[reference]()
+        self.env = make_env(plain, shoppers)
+        self.low, self.high = Random(), HIGH[reference]()
+        if self.env.shop.gate:
+            # no planner knows gates, and a random answer is worse than none
+            planned = isinstance(self.high, PlanningOracle)
+            self.low, self.high = NeverRecommend(), MyopicOracle() if planned else self.high
         self.plans = cache / PLANS if cache else None
         self.prepare(self.high)
-        self.env = make_env(plain, shoppers)
         self.references = self._refer(self.env, cache)
         self.newcomers: RecsysVectorEnv | None = None
         if self.env.shop.clientele is not None:
@@ -141,7 +146,7 @@ class Judge:
         return References(**{name: Reference(**value) for name, value in known[key].items()})
 
     def _play_references(self, env: RecsysVectorEnv) -> dict[str, Reference]:
-        agents = {"low": Random(), "high": self.high, "myopic": MyopicOracle()}
+        agents = {"low": self.low, "high": self.high, "myopic": MyopicOracle()}
         references = {}
         for role, agent in agents.items():
             with agent.acting_in(env):
@@ -157,7 +162,8 @@ def measure(sessions: Sessions, references: References) -> dict[str, float | Non
     """The columns of an evaluation from the sessions played."""
     mean = float(sessions.return_E.mean())
     half = 1.96 * float(sessions.return_E.std(ddof=1)) / np.sqrt(len(sessions.return_E))
-    share_I = sessions.shown_I / sessions.shown_I.sum()
+    shown = max(float(sessions.shown_I.sum()), 1e-9)
+    share_I = sessions.shown_I / shown
     return {
         "return_mean": mean,
         "return_low": mean - half,
@@ -166,7 +172,8 @@ def measure(sessions: Sessions, references: References) -> dict[str, float | Non
         "normalised_low": references.normalise(mean - half),
         "normalised_high": references.normalise(mean + half),
         "myopic_regret": references.myopic.value - mean,
-        "conversion": float(sessions.purchases_E.sum() / sessions.length_E.sum()),
+        "conversion": float(sessions.purchases_E.sum() / shown),
+        "recommended": float(sessions.shown_I.sum() / sessions.length_E.sum()),
         "session_length": float(sessions.length_E.mean()),
         "coverage": float((share_I > 0).mean()),
         "gini": gini(share_I),
@@ -191,8 +198,10 @@ def entropy(share_I: np.ndarray) -> float:
 def warnings(row: dict[str, float | None], num_items: int, shoppers: int) -> list[str]:
     """What a reader should know before believing an evaluation."""
     found = []
+    if not row["coverage"]:
+        found.append("the policy recommends nothing, to nobody")
     effective = float(np.exp(row["entropy"] or 0.0))
-    if effective < min(3.0, num_items / 2):
+    if row["coverage"] and effective < min(3.0, num_items / 2):
         found.append(
             f"the policy has collapsed: its recommendations amount to {effective:.1f} of "
             f"{num_items} items (top item {row['top_item_share']:.0%})"
@@ -215,6 +224,7 @@ def summarise(judge: Judge, row: dict[str, float | None]) -> dict[str, Any]:
         "return_mean": row["return_mean"],
         "return_ci95": [row["return_low"], row["return_high"]],
         **{name: row[name] for name in DESCRIPTIVE},
+        **({"recommended": row["recommended"]} if shop.gate else {}),
         **{name: row[name] for name in NEWCOMERS if row.get(name) is not None},
         "reference_low": _reference(references.low),
         "reference_high": _reference(references.high),

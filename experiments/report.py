@@ -35,6 +35,8 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("coverage", f"{summary['coverage']:.1%}, top item {summary['top_item_share']:.1%}"),
         ("session length", f"{summary['session_length']:.1f}"),
     ]
+    if "recommended" in summary:
+        rows.insert(1, ("recommended", f"{summary['recommended']:.1%} of the candidates"))
     if "newcomers_return_mean" in summary:
         value = summary["newcomers_return_mean"]
         score = summary["newcomers_normalised_score"]

@@ -24,7 +24,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -319,11 +319,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def shop_name(shop: Shop, env: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """<world>-<scenario>[+non-default env keys]; a world file is told by its own name."""
-    rest = {k: v for k, v in env.items() if k not in ("world", "scenario")}
+    """[gate-]<world>-<scenario>[+non-default env keys]; a world file is told by its own name."""
+    rest = {k: v for k, v in env.items() if k not in ("id", "world", "scenario")}
+    defaults = {f.name: f.default for f in fields(shop.settings)} | defaults
     world = Path(shop.settings.world).stem if shop.settings.world.endswith(".npz") else ""
     name = f"{_plain(world)}.npz" if world else shop.world.name
-    return f"{name}-{shop.scenario}{suffix(rest, defaults)}"
+    gate = "gate-" if shop.gate else ""
+    return f"{gate}{name}-{shop.scenario}{suffix(rest, defaults)}"
 
 
 def suffix(values: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -120,6 +120,13 @@ class GateShop(Shop):
             xp, self.dynamics, tables, state, traits, recommended, candidate, threshold, drift_row
         )
 
+    def utility(
+        self, xp: Any, tables: Tables, state: State, traits: Traits, candidate: Array
+    ) -> Array:
+        """Utility (...) of buying the candidates; positive where a purchase is likelier."""
+        items = physics.items_at(xp, tables, candidate)
+        return physics.respond(xp, self.dynamics, state, traits, items, 0.0)
+
     def shown(self, xp: Any, action: Array, candidate: Array | None) -> Array:
         return xp.where(xp.asarray(action) == 1, candidate, -1)
 
@@ -133,9 +140,8 @@ class GateShop(Shop):
         candidate: Array | None = None,
     ) -> dict[str, Array]:
         """Purchase probability of the candidate, and the regret of the decision about it."""
-        items = physics.items_at(xp, tables, candidate)
-        margin = physics.respond(xp, self.dynamics, state, traits, items, 0.0)
-        gain = 2.0 * physics.sigmoid(xp, margin) - 1.0
+        value = self.utility(xp, tables, state, traits, candidate)
+        gain = 2.0 * physics.sigmoid(xp, value) - 1.0
         best, none = xp.where(gain > 0, gain, 0.0), xp.zeros_like(gain)
         chosen = xp.where(xp.asarray(action) == 1, gain, none)
         return {"purchase_probability": 0.5 * (gain + 1.0), "regret": best - chosen}
@@ -309,6 +315,14 @@ class RecsysGateVectorEnv(RecsysVectorEnv):
     """``num_envs`` gates in one shop; see ``RecsysGateEnv``, and ``RecsysVectorEnv``."""
 
     shop_class: ClassVar[type[Shop]] = GateShop
+    shop: GateShop
+
+    @property
+    def candidate_N(self) -> IntArray:
+        """The items that have arrived. Public: their features are in the observation."""
+        candidate_N = self._candidate_N()
+        assert candidate_N is not None
+        return candidate_N
 
     def action_masks(self) -> np.ndarray:
         """Which actions are allowed (N, 2): always both."""

@@ -28,7 +28,7 @@ from recenv.errors import UsageError
 REFERENCES = References(Reference("r", -10.0), Reference("i", 30.0, 0.5), Reference("m", 20.0))
 
 
-def sessions(return_E: list[float], shown_I: list[int]) -> Sessions:
+def sessions(return_E: list[float], shown_I: list[float]) -> Sessions:
     returns = np.array(return_E)
     return Sessions(
         returns, np.full(len(returns), 2.0), np.full(len(returns), 5.0), np.array(shown_I)
@@ -49,7 +49,7 @@ def plans_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_columns_by_hand() -> None:
-    row = measure(sessions([0.0, 20.0], [3, 1, 0, 0]), REFERENCES)
+    row = measure(sessions([0.0, 20.0], [7.5, 2.5, 0, 0]), REFERENCES)
     assert row["return_mean"] == 10.0
     assert row["normalised_score"] == 0.5
     half = 1.96 * np.sqrt(200.0) / np.sqrt(2)
@@ -57,6 +57,7 @@ def test_columns_by_hand() -> None:
     assert row["normalised_high"] == pytest.approx((10 + half + 10) / 40)
     assert row["myopic_regret"] == 10.0
     assert row["conversion"] == pytest.approx(0.4)
+    assert row["recommended"] == 1.0
     assert row["session_length"] == 5.0
     assert row["coverage"] == 0.5
     assert row["top_item_share"] == 0.75

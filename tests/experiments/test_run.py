@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from agents.references import Constant
 from experiments import plot, results
 from experiments.build import CONF, agent_class, agent_settings, make_agent, make_env, quoted
 from experiments.run import run, run_directory
@@ -70,7 +71,8 @@ def test_a_yaml_says_what_the_class_would_do_without_it(name: str) -> None:
     described = config(f"agent={name}")["agent"]
     cls = agent_class(described)
     assert cls.name == described["name"] == name
-    env = make_env({"num_items": 5}, 2)
+    gate = {"id": "RecsysGate-v0"} if issubclass(cls, Constant) else {}
+    env = make_env({"num_items": 5} | gate, 2)
     plain = cls()
     plain.bind(env)
     without = {k: v for k, v in plain.settings().items() if k not in ("seed", "device")}
