@@ -13,10 +13,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ REJECTED, SHOPPERS, ITEMS, REPORT = (
 )
 SPLITS = ("time", "shopper", "none")
 IF_EXISTS = ("error", "overwrite")
+
+
+Progress = Callable[..., Any]  # draws a bar over what it is given, or gives it back
 
 
 @dataclass(frozen=True)
@@ -139,16 +143,12 @@ def preprocess(
         made = place / "made"
         made.mkdir()
         ledger = Ledger()
-        with tqdm(total=4, desc="preprocess", disable=not asked.progress, leave=False) as bar:
-            taken = take_in(log, place, made, ledger)
-            bar.update()
-            cleaned = clean(taken, place, asked, ledger)
-            bar.update()
-            split = _split(cleaned, asked)
-            counted, normalisation = measure(cleaned, split, asked.rules)
-            bar.update()
-            write(cleaned, split, counted, normalisation, asked.rules, made, ledger)
-            bar.update()
+        done = partial(tqdm, leave=False, disable=not asked.progress)
+        taken = take_in(log, place, made, ledger, done)
+        cleaned = clean(taken, place, asked, ledger, done)
+        split = _split(cleaned, asked)
+        counted, normalisation = measure(cleaned, split, asked.rules, done)
+        write(cleaned, split, counted, normalisation, asked.rules, made, ledger, done)
         _describe(log, made)
         ledger.check()
         report = _report(log, asked, split, normalisation, ledger)
@@ -168,11 +168,12 @@ class Taken:
     next_session: int
 
 
-def take_in(log: Path, place: Path, made: Path, ledger: Ledger) -> Taken:
+def take_in(log: Path, place: Path, made: Path, ledger: Ledger, done: Progress) -> Taken:
     """Stage 1: set aside what breaks the schema, keep the rest in files of ours."""
     items = schema.read_items(log)
     files, asides, rows, next_session = [], [], 0, 0
-    for number, part in enumerate(schema.read_parts(log, "set_aside", items=items)):
+    parts = schema.read_parts(log, "set_aside", items=items)
+    for number, part in enumerate(done(parts, desc="files taken in")):
         asides.append(place / f"aside-{number:04d}.parquet")
         part.aside.write_parquet(asides[-1])
         _count_aside(part.aside, ledger)
@@ -214,10 +215,11 @@ class Cleaned:
     bots: pl.DataFrame
 
 
-def clean(taken: Taken, place: Path, asked: Asked, ledger: Ledger) -> Cleaned:
+def clean(taken: Taken, place: Path, asked: Asked, ledger: Ledger, done: Progress) -> Cleaned:
     """Stage 2: shoppers by ranges, so that all of one are in memory at once."""
     files, bots, next_session = [], [], taken.next_session
-    for number, (low, high) in enumerate(_ranges(taken, asked.rows_at_once)):
+    ranges = done(_ranges(taken, asked.rows_at_once), desc="pieces cleaned")
+    for number, (low, high) in enumerate(ranges):
         mine = pl.col("shopper").is_between(low, high)
         found = pl.scan_parquet(taken.files).filter(mine).collect()
         events = cleaning.without_duplicates(found)
@@ -265,12 +267,12 @@ def _split(cleaned: Cleaned, asked: Asked) -> Split:
 
 
 def measure(
-    cleaned: Cleaned, split: Split, rules: cleaning.Rules
+    cleaned: Cleaned, split: Split, rules: cleaning.Rules, done: Progress
 ) -> tuple[pl.DataFrame, Normalisation]:
     """Stage 3: what every shopper did in each part, and what normalises, from train alone."""
     tables, prices, ratios = [], [], []
     human = ~pl.col("shopper").is_in(cleaned.bots["shopper"].implode())
-    for file in cleaned.files:
+    for file in done(cleaned.files, desc="pieces measured"):
         columns = ["shopper", "session", "timestamp", "event", "price", "price_ratio"]
         events = split.assign(pl.read_parquet(file, columns=columns))
         tables.append(_counted(events))
@@ -314,13 +316,14 @@ def write(
     rules: cleaning.Rules,
     made: Path,
     ledger: Ledger,
+    done: Progress,
 ) -> None:
     """Stage 4: the events with what PREPROCESSED names, the shoppers with normalised counts."""
     middle, spread = normalisation.ratio
     off = (pl.col("price_ratio") - middle).abs() > rules.outlier_z * spread
     outlier = (pl.col("price_ratio").is_not_null() & off).alias("outlier")
     price_z = _standardised(pl.col("price").log(), normalisation.price).alias("price_z")
-    for number, file in enumerate(cleaned.files):
+    for number, file in enumerate(done(cleaned.files, desc="pieces written")):
         events = split.assign(pl.read_parquet(file)).with_columns(outlier, price_z)
         events = events.select(*schema.EVENTS, *schema.PREPROCESSED)
         events.write_parquet(made / f"events-{number:04d}.parquet")
@@ -333,10 +336,9 @@ def write(
     ]
     shoppers = counted.with_columns(scaled)
     shoppers.write_parquet(made / SHOPPERS)
-    parts = shoppers.group_by("part").agg(pl.col("events").sum(), pl.len().alias("shoppers"))
-    ledger.parts.update(dict(parts.select("part", "events").iter_rows()))
-    who = shoppers.unique("shopper")
-    ledger.shoppers = len(who)
+    rows_of = dict(shoppers.group_by("part").agg(pl.col("events").sum()).iter_rows())
+    ledger.parts.update({name: rows_of[name] for name in PARTS if name in rows_of})
+    ledger.shoppers = shoppers["shopper"].n_unique()
     flagged = shoppers.filter(pl.col("bot").is_not_null())
     ledger.bot_rows = int(flagged["events"].sum())
     ledger.bots.update(flagged.unique("shopper")["bot"].to_list())

@@ -164,6 +164,8 @@ def read_parts(
             yield Part(pl.DataFrame(schema=EVENTS), _lost(file, str(error)), ())
             continue
         yield _checked(file, raw, EVENTS, REQUIRED, checks, on_bad)
+    for file in missing_files(path):
+        yield Part(pl.DataFrame(schema=EVENTS), _lost(file, f"{file} is missing"), ())
 
 
 def event_files(path: Path, on_bad: str = "error") -> list[Path]:
@@ -177,12 +179,18 @@ def event_files(path: Path, on_bad: str = "error") -> list[Path]:
     if not path.is_dir():
         raise UsageError(f"there is no log {path}: collect one with python -m experiments.collect")
     files = sorted([*path.glob("events*.parquet"), *path.glob("events*.csv")])
-    missing = sorted(set(read_about(path).get("files", ())) - {file.name for file in files})
+    missing = missing_files(path)
     if missing and on_bad == "error":
-        raise UsageError(f"the log {path} is not whole: {missing[0]} is missing")
+        raise UsageError(f"the log {path} is not whole: {missing[0].name} is missing")
     if not files:
         raise UsageError(f"{path} is no log: it has no events*.parquet or events*.csv")
     return files
+
+
+def missing_files(path: Path) -> list[Path]:
+    """Files that log.json names and that are not there."""
+    named = (path / name for name in sorted(read_about(path).get("files", ())))
+    return [file for file in named if not file.is_file()]
 
 
 def read_about(path: Path) -> dict[str, Any]:

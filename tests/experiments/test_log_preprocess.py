@@ -144,6 +144,10 @@ def test_of_two_copies_the_fuller_one_stays() -> None:
     )  # fmt: skip
     kept = cleaning.without_duplicates(frame)
     assert kept["price"].to_list() == [5.0, 2.0]
+    # of equally full ones it is the same one, in whatever order they come
+    other = made(at=[0, 0], price=[6.0, 5.0])
+    for order in ([0, 1], [1, 0]):
+        assert cleaning.without_duplicates(other[order])["price"].to_list() == [5.0]
     searches = made(at=[0, 0, 0], event=["search"] * 3, item=[None] * 3, query=[[1], [1], [1, 2]])
     assert cleaning.without_duplicates(searches)["query"].to_list() in ([[1], [1, 2]],
                                                                       [[1, 2], [1]])  # fmt: skip
@@ -175,20 +179,20 @@ def test_a_missing_step_is_how_many_recommendations_came_before() -> None:
 def test_prices_are_filled_from_the_catalogue_and_its_categories() -> None:
     catalogue = pl.DataFrame(
         {
-            "item": [0, 1, 2, 3],
-            "category": [0, 0, 0, 1],
-            "brand": [5, 5, None, 6],
-            "price": [2.0, 4.0, None, None],
-            "keywords": [[]] * 4,
-            "name": [None] * 4,
+            "item": [0, 1, 2, 3, 4, 5],
+            "category": [0, 0, 0, 1, 1, 2],
+            "brand": [5, 5, 6, 5, 6, 6],
+            "price": [2.0, 4.0, None, None, 10.0, None],
+            "keywords": [[]] * 6,
+            "name": [None] * 6,
         },
         schema=schema.ITEMS,
     )
     known = cleaning.catalogue(catalogue)
-    assert known["item_price"].to_list() == [2.0, 4.0, 3.0, 3.0]
+    assert known["item_price"].to_list() == [2.0, 4.0, 3.0, 10.0, 10.0, 4.0]
     frame = made(item=[0, 2, 3, 9, 1], price=[None, None, None, None, 8.0], category=[None] * 5)
     filled = cleaning.filled_from_catalogue(frame, known)
-    assert filled["price"].to_list() == [2.0, 3.0, 3.0, None, 8.0]
+    assert filled["price"].to_list() == [2.0, 3.0, 10.0, None, 8.0]
     assert filled["category"].to_list() == [0, 0, 1, None, 0]
     ratios = filled["price_ratio"].to_list()
     assert ratios[-1] == pytest.approx(np.log(2.0))
@@ -286,16 +290,27 @@ def test_damaged_logs_are_used_as_far_as_they_go(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:500])
     future = made(at=[0.0]).with_columns(pl.col("timestamp").dt.offset_by("1000y"))
     future.with_columns(colour=pl.lit("red")).write_parquet(log / "events-0009.parquet")
+    about = {"files": {"events-0000.parquet": 100, "events-0005.parquet": 1}}
+    (log / "log.json").write_text(json.dumps(about))
     report = preprocess(log, tmp_path / "out")
     assert report["rows"] == {"in": 201, "out": 200, "duplicates": 0, "rejected": 1}
-    assert len(report["lost"]) == 1
-    assert "events-0001.parquet" in next(iter(report["lost"]))
+    cut_short, missing = sorted(report["lost"])
+    assert "events-0001.parquet is damaged or was cut short" in cut_short
+    assert missing.endswith("events-0005.parquet is missing")
     assert "future" in next(iter(report["rejected"]))
     assert report["ignored"] == {"colour": 1}
     aside = pl.read_parquet(tmp_path / "out" / "rejected.parquet")
-    assert len(aside) == 2
+    assert len(aside) == 3
     assert aside.filter(pl.col("row").is_not_null())["file"][0].endswith("events-0009.parquet")
     assert schema.read_log(tmp_path / "out").about["rows"] == 200  # a log like others
+
+
+def test_a_log_without_a_good_row_is_refused(tmp_path: Path) -> None:
+    frame = made(at=[0, 1], price=[-1.0, -2.0])
+    log = made_logs.write(tmp_path / "log", frame, None)
+    with pytest.raises(UsageError, match=r"no row that can be used, '-1\.0' is no price above 0"):
+        preprocess(log, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_log_from_elsewhere_needs_no_catalogue(tmp_path: Path) -> None:
