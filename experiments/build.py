@@ -86,7 +86,8 @@ def configuration(words: list[str], runs_dir: Path) -> dict[str, Any]:
         composed = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     assert isinstance(composed, dict)
     composed["runs_dir"] = str(runs_dir)
-    composed.pop("if_exists")
+    for key in ("if_exists", "resume"):
+        composed.pop(key)
     return {str(key): value for key, value in composed.items()}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -48,8 +50,8 @@ def entry(main: Callable[[list[str]], None], usage: str | None) -> None:
     except UsageError as error:
         complain(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(stopped if isinstance(stopped, Interrupted) else "interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -57,6 +59,35 @@ def interrupts_raise() -> None:
     """Ctrl-C is a KeyboardInterrupt again: all is imported (see this package's __init__)."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked to stop, and what there was to keep is kept: the message says where."""
+
+
+@contextmanager
+def asked_to_stop(ask: Callable[[], bool]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ``ask`` in here; where that says no, they interrupt at once.
+
+    Asking is for work that can be kept at its next resting place. Only the main thread
+    hears of signals: in others nothing changes.
+    """
+
+    def hear(number: int, frame: Any) -> None:
+        if not ask():
+            raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, hear)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def complain(error: Exception) -> None:

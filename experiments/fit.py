@@ -41,6 +41,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from agents.base import resolve_device
 from agents.scorer import Scorer
 from agents.supervised import Fitted
 from experiments import results, run
@@ -94,6 +95,9 @@ def fit(config: dict[str, Any], asked: dict[str, Any]) -> tuple[results.RunDirec
     bar = {"progress": config["progress"] and asked["online"]}  # epochs are told in lines
     recorder = run.Recorder(agent, judge, directory, config | bar)
     data = data or _of_simulator(agent, config, asked)
+    kept = directory.kept(config, resolve_device(config["device"]))
+    if kept is not None:
+        recorder.restore(kept)
     fitted = None
     with recorder.training():
         if asked["online"]:

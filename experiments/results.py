@@ -8,6 +8,7 @@
     shown.npy             how often each item was recommended in it, and the item's category
     summary.json          the last evaluation in words; its presence says "finished"
     agent/                the trained agent
+    checkpoint.npz        while it is trained: how far it has come
     tensorboard/          scalars
     learning_curve.png
 """
@@ -22,23 +23,32 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 import recenv
+from agents import checkpoint
 from recenv.errors import UsageError, unknown
 from recenv.shop import Shop
 
 CONFIG, SUMMARY, EVALUATIONS = "config.yaml", "summary.json", "evaluations.csv"
 VERSIONS, RETURNS, SHOWN, AGENT = "versions.json", "returns.npy", "shown.npy", "agent"
+CHECKPOINT = "checkpoint.npz"
+FORMAT = 1  # of a checkpoint, which is of use to the versions of these alone
+EXACT = ("recenv", "python", "numpy", "gymnasium", "torch", "stable-baselines3")
 IF_EXISTS = ("error", "skip", "resume", "overwrite")
+# what a run is an answer to; where it was computed and what was shown meanwhile is not
+QUESTION = ("agent", "env", "seed", "total_timesteps", "eval", "fingerprint")
 # what every reader of summary.json may rely on
 REQUIRED = ("normalised_score", "reference_low", "reference_high", "reference_myopic")
 COLUMNS = (
@@ -99,7 +109,8 @@ class RunDirectory:
         """Make the directory ready for a new run; False if the old one is to stay.
 
         ``error`` refuses an old run, ``skip`` leaves it, ``resume`` leaves it if it is
-        finished and else begins it again, ``overwrite`` begins it again.
+        finished, and else goes on where there is a checkpoint (see ``kept``) and begins it
+        again where there is none, ``overwrite`` begins it again.
         """
         if if_exists not in IF_EXISTS:
             raise unknown("if_exists", if_exists, IF_EXISTS)
@@ -111,8 +122,11 @@ class RunDirectory:
                     f"{self.path} already holds a run: pass if_exists=skip, resume or overwrite"
                 )
             if if_exists == "skip" or (if_exists == "resume" and self.finished):
-                self._same_question(config)
+                self._same_question(config, ("total_timesteps", "eval", "fingerprint"))
                 return False
+            if if_exists == "resume" and (self.path / CHECKPOINT).is_file():
+                self._same_question(config, QUESTION)
+                return True
             self._remove()
         self._create(config)
         return True
@@ -123,10 +137,10 @@ class RunDirectory:
         except OSError as error:
             raise UsageError(f"cannot read {self.path}: {error.strerror or error}") from None
 
-    def _same_question(self, config: dict[str, Any]) -> None:
+    def _same_question(self, config: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Refuse to pass off an old run as the answer to another question."""
         old = read_config(self.path)
-        for key in ("total_timesteps", "eval", "fingerprint"):
+        for key in keys:
             if key in config and key not in old:
                 raise UsageError(
                     f"{self.path} holds a run of an older version of recenv, which did not note "
@@ -138,18 +152,33 @@ class RunDirectory:
                     f"{config.get(key)}: pass if_exists=overwrite or another runs_dir"
                 )
 
+    def _beside(self, ending: str) -> Path:
+        """A hidden neighbour of another name, with nothing in it: what is moved from or to
+        there is a run or none, whenever we are killed."""
+        path = self.path.with_name(f".{self.path.name}.{ending}")
+        if path.exists():
+            shutil.rmtree(path)
+        return path
+
     def _remove(self) -> None:
         try:
-            shutil.rmtree(self.path)
+            old = self._beside("old")
+            self.path.rename(old)
+            shutil.rmtree(old)
         except OSError as error:
             raise UsageError(f"cannot remove {self.path}: {error.strerror or error}") from None
 
     def _create(self, config: dict[str, Any]) -> None:
-        write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
-        write_json(self.path / VERSIONS, versions())
-        path = self.path / EVALUATIONS
-        with writing(path), path.open("w", newline="") as file:
-            csv.writer(file).writerow(COLUMNS)
+        with writing(self.path):
+            new = self._beside("new")
+        write_text(new / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_json(new / VERSIONS, versions())
+        with writing(self.path):
+            with (new / EVALUATIONS).open("w", newline="") as file:
+                csv.writer(file).writerow(COLUMNS)
+            if self.path.exists():
+                self.path.rmdir()  # it is empty
+            new.rename(self.path)
 
     def append(self, row: dict[str, float | None]) -> None:
         """Add an evaluation; it is on disk when this returns."""
@@ -158,6 +187,76 @@ class RunDirectory:
             csv.writer(file).writerow("" if row.get(c) is None else row[c] for c in COLUMNS)
             file.flush()
             os.fsync(file.fileno())
+
+    def cut(self, rows: int) -> None:
+        """Forget all evaluations but the first ``rows``: the others will be made again.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        path = self.path / EVALUATIONS
+        lines = _lines(path)
+        if len(lines) <= rows:
+            raise UsageError(
+                f"{path} does not hold the {rows} evaluations that its checkpoint knows of: "
+                "begin the run again with if_exists=overwrite"
+            )
+        write_text(path, "".join(lines[: rows + 1]))
+
+    def keep(self, config: dict[str, Any], progress: dict[str, Any]) -> None:
+        """Keep how far the run has come, instead of what was kept before.
+
+        The old checkpoint stays whole until the new one is on disk.
+
+        Args:
+            config: the run's configuration.
+            progress: a tree for ``agents.checkpoint.write``.
+
+        Raises:
+            UsageError: it cannot be written; the old one is still there.
+        """
+        asked = {key: config.get(key) for key in QUESTION}
+        tree = {"format": FORMAT, "versions": _made_with(), "question": asked, **progress}
+        # one name for all, so that what a killed process left is written over
+        part = self.path / f".{CHECKPOINT}.part"
+        with replacing(self.path / CHECKPOINT, part):
+            checkpoint.write(part, tree)
+
+    def kept(self, config: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
+        """What ``keep`` kept; None if nothing is kept.
+
+        Raises:
+            UsageError: it is damaged, of another configuration or made by other versions.
+        """
+        path = self.path / CHECKPOINT
+        if not path.is_file():
+            return None
+        again = "begin the run again with if_exists=overwrite"
+        try:
+            tree = checkpoint.read(path, device)
+            old, asked, layout = tree["versions"], tree["question"], tree["format"]
+        except checkpoint.DAMAGED as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(f"{path} is damaged ({told}): {again}") from None
+        now = _made_with()
+        if layout != FORMAT:
+            raise UsageError(f"{path} was made by another version of recenv: {again}")
+        for name in EXACT:
+            if old.get(name) != now[name]:
+                raise UsageError(
+                    f"{path} was made by {name} {old.get(name)}, this is {now[name]}: go on with "
+                    f"that version, or {again}"
+                )
+        for key in QUESTION:
+            if asked.get(key) != config.get(key):
+                raise UsageError(f"{path} is of a run with another {key}: {again}")
+        if old.get("git") != now["git"]:
+            print(
+                f"warning: the code has changed since {path} was made: what follows may differ "
+                "from a run that was never stopped",
+                file=sys.stderr,
+            )
+        return tree
 
     def finish(
         self,
@@ -179,6 +278,8 @@ class RunDirectory:
             np.save(self.path / RETURNS, return_E.astype(np.float32), allow_pickle=False)
             np.save(self.path / SHOWN, table_2I, allow_pickle=False)
         write_json(self.path / SUMMARY, summary)
+        with suppress(OSError):
+            (self.path / CHECKPOINT).unlink()
 
     def evaluations(self) -> dict[str, np.ndarray]:
         """The evaluations so far, a column each; empty cells are NaN.
@@ -187,19 +288,13 @@ class RunDirectory:
             UsageError: the file is missing or has other columns.
         """
         path = self.path / EVALUATIONS
+        rows = list(csv.reader(_lines(path)))
+        if not rows or tuple(rows[0]) != COLUMNS:
+            raise UsageError(f"{path} does not have the columns of this version")
+        whole = [row for row in rows[1:] if len(row) == len(COLUMNS)]
         try:
-            with path.open(newline="") as file:
-                rows = list(csv.reader(file))
-            if not rows or tuple(rows[0]) != COLUMNS:
-                raise UsageError(f"{path} does not have the columns of this version")
-            # a run that was killed may have left half a line
-            whole = [row for row in rows[1:] if len(row) == len(COLUMNS)]
             cells = [[float(cell) if cell else np.nan for cell in row] for row in whole]
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:
-            if isinstance(error, UsageError):
-                raise
             raise UsageError(f"{path} is damaged: {error}") from None
         table = np.array(cells, dtype=float).reshape(-1, len(COLUMNS))
         return dict(zip(COLUMNS, table.T, strict=True))
@@ -245,8 +340,12 @@ def find_runs(runs_dir: Path) -> Iterator[RunDirectory]:
         raise UsageError(
             f"there is no directory {runs_dir}: train something first, or set runs_dir"
         )
-    for config in sorted(runs_dir.glob(f"**/seed=*/{CONFIG}")):
-        yield RunDirectory(config.parent)
+    found = []
+    for place, below, files in os.walk(runs_dir):  # which bears it that others come and go
+        below[:] = [name for name in below if not name.startswith(".")]
+        if CONFIG in files and Path(place).name.startswith("seed="):
+            found.append(Path(place))
+    yield from map(RunDirectory, sorted(found))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -264,6 +363,18 @@ def read_config(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise UsageError(f"{path / CONFIG} is damaged: {' '.join(str(error).split())}") from None
     return {str(key): value for key, value in config.items()}
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a table with their ends; a run that was killed may have left half a line,
+    which is none."""
+    try:
+        with path.open(newline="") as file:
+            return [line for line in file if line.endswith("\n")]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}") from None
 
 
 def _array(path: Path) -> np.ndarray:
@@ -300,10 +411,21 @@ def write_text(path: Path, text: str) -> None:
         UsageError: it cannot be written there.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with replacing(path, part):
+        part.write_text(text, newline="")
+
+
+@contextmanager
+def replacing(path: Path, part: Path) -> Iterator[None]:
+    """What is written to ``part`` in here becomes ``path``, or nothing happens.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(text)
+            yield
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -363,6 +485,12 @@ def versions() -> dict[str, Any]:
         "cores": os.cpu_count(),
         **{name: _version(name) for name in names},
     }
+
+
+@cache
+def _made_with() -> dict[str, Any]:
+    """The same, as it was when this process began."""
+    return versions()
 
 
 def _version(name: str) -> str | None:

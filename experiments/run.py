@@ -4,9 +4,15 @@
     python -m experiments.run agent=scorer env.scenario=trust seed=1
     python -m experiments.run agent=ppo env=complete_journey
     python -m experiments.run -m agent=ppo,dqn,linucb,scorer,random seed=0,1,2
+    python -m experiments.run resume=runs/synthetic-full/ppo/seed=0
 
 The keys are those of conf/; --help shows them all. Results go to run directories (see
 experiments/results.py); a sweep (-m) ends with one figure of all its runs.
+
+A run that was interrupted, terminated or killed goes on from its last checkpoint with
+resume=<its directory>, or by the same command and if_exists=resume; on a CPU it ends with the
+figures of a run that never stopped. Beside resume only progress, threads, device and
+checkpoint.every may be given: all else is the run's own.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -46,7 +53,7 @@ from experiments.build import (
     make_env,
     quoted,
 )
-from experiments.cli import complain, interrupts_raise, one_line
+from experiments.cli import Interrupted, asked_to_stop, complain, interrupts_raise, one_line
 from experiments.evaluate import Judge, check_reference, summarise
 from experiments.report import print_table
 from recenv.errors import UsageError, unknown
@@ -56,36 +63,51 @@ SWEEP = {"-m", "--multirun"}
 GROUPS = ("agent", "env", "eval")
 # what a configuration may hold; the fingerprint is noted by ``run``
 KEYS = {*GROUPS, *map(str, OmegaConf.load(CONF / "config.yaml")), "fingerprint"}
-KEYS -= {"defaults", "hydra"}
+KEYS -= {"defaults", "hydra", "resume"}
+# what may be said anew of a run that goes on
+ANEW = ("progress", "threads", "device", "checkpoint")
 
 
-def run(config: dict[str, Any], if_exists: str = "error") -> results.RunDirectory:
+def run(
+    config: dict[str, Any],
+    if_exists: str = "error",
+    directory: results.RunDirectory | None = None,
+) -> results.RunDirectory:
     """Do one run, or leave the one that is there (see ``results.RunDirectory.claim``).
 
     Args:
         config: plain containers with the keys of conf/config.yaml.
         if_exists: what to do about an old run in the same directory.
+        directory: of the run, where that is not the one that its configuration names.
 
     Raises:
         UsageError: the configuration makes no sense, or the directory is taken.
+        Interrupted: by Ctrl-C or SIGTERM, and kept for ``if_exists="resume"``.
     """
     check(config)
     torch.set_num_threads(config["threads"])
-    directory = run_directory(config)
+    directory = directory or run_directory(config)
     before = steps_before(config)
     agent = make_agent(config["agent"], config["env"], config["seed"], config["device"])
     config = config | {"fingerprint": results.fingerprint(agent.env.shop)}
+    unfinished = directory.is_run and if_exists == "resume"
     if not directory.claim(config, if_exists):
         print(f"{directory.path} is there already: left as it is", file=sys.stderr)
         if directory.finished:
             _show(directory)
         return directory
-    judge = make_judge(config)
+    kept = directory.kept(config, resolve_device(config["device"]))
+    judge = make_judge(config, directory)
     judge.prepare(agent)
-    recorder = Recorder(agent, judge, directory, config, before)
-    with recorder.training():
-        agent.learn(config["total_timesteps"] - before, recorder)
-    recorder.finish()
+    if unfinished and kept is None:
+        print(f"{directory.path} had no checkpoint yet: it begins again", file=sys.stderr)
+    with results.writing(directory.path), _quiet_writers():
+        recorder = Recorder(agent, judge, directory, config, before)
+        if kept is not None:
+            recorder.restore(kept)
+        with recorder.training():
+            agent.learn(config["total_timesteps"] - before, recorder)
+        recorder.finish()
     _show(directory)
     return directory
 
@@ -111,9 +133,25 @@ def steps_before(config: dict[str, Any]) -> int:
     return int(steps)
 
 
-def make_judge(config: dict[str, Any]) -> Judge:
+@contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """Where TensorBoard's own thread cannot write it raises in ours as well, which is enough."""
+    before = threading.excepthook
+
+    def tell(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def make_judge(config: dict[str, Any], directory: results.RunDirectory | None = None) -> Judge:
     """Who judges a configuration's run; the references are kept beside the runs of its shop."""
-    cache = run_directory(config).path.parent.parent
+    cache = (directory or run_directory(config)).path.parent.parent
     seed, shoppers, reference = (config["eval"][key] for key in ("seed", "shoppers", "reference"))
     return Judge(config["env"], seed, shoppers, cache, reference)
 
@@ -161,6 +199,7 @@ def check(config: dict[str, Any]) -> None:
     ):
         as_number(name, value, low, high)
     check_reference(config["eval"]["reference"])
+    _check_checkpoint(config["checkpoint"])
     if not isinstance(config["runs_dir"], str) or not config["runs_dir"]:
         raise UsageError(f"runs_dir must be a directory, got {config['runs_dir']!r}")
     if not isinstance(config["progress"], bool):
@@ -168,6 +207,14 @@ def check(config: dict[str, Any]) -> None:
     if not re.fullmatch(r"[\w.-]+", str(config["agent"].get("name", "agent"))):
         raise UsageError(f"agent.name must be a plain word, got {config['agent']['name']!r}")
     resolve_device(config["device"])
+
+
+def _check_checkpoint(checkpoint: Any) -> None:
+    if not isinstance(checkpoint, dict):
+        raise UsageError(f"checkpoint has the key every, got {checkpoint!r}")
+    _check_keys("key of checkpoint", checkpoint, ("every",), set())
+    if checkpoint["every"] is not None:
+        as_number("checkpoint.every", checkpoint["every"], 0.0, 1e9)
 
 
 def _check_keys(kind: str, given: Iterable[str], known: Iterable[str], optional: set[str]) -> None:
@@ -179,9 +226,10 @@ def _check_keys(kind: str, given: Iterable[str], known: Iterable[str], optional:
 
 
 class Recorder:
-    """The callback of ``learn``: evaluates at log-spaced steps and writes what it finds.
+    """The callback of ``learn``: evaluates at log-spaced steps and writes what it finds; and
+    the agent's ``keeper``, who writes a checkpoint now and then, and when asked to stop.
 
-    Time spent evaluating does not count as training. The ``before`` steps that the scorer of a
+    Time spent on these does not count as training. The ``before`` steps that the scorer of a
     warm start learned from count as this run's own, and what they came to is evaluated.
     """
 
@@ -194,7 +242,7 @@ class Recorder:
         before: int = 0,
     ):
         self.agent, self.judge, self.directory = agent, judge, directory
-        self.total = config["total_timesteps"]
+        self.config, self.total = config, config["total_timesteps"]
         # the last evaluation is made after learning
         first = min(max(config["eval"]["first"], before), self.total)
         points = np.geomspace(first, self.total, config["eval"]["points"])
@@ -202,6 +250,11 @@ class Recorder:
         self._before = self._timesteps = before
         self._seconds = 0.0
         self._since: float | None = None
+        self._rows = 0  # evaluations so far
+        self._every = config["checkpoint"]["every"]
+        self._kept_at = 0.0  # seconds of training, at the last checkpoint
+        self._rested = self._stopping = self._warned = False
+        agent.keeper = self.keep
         self._logger = self._tensorboard()
         agent.logger = self._logger
         self._bar = tqdm(
@@ -218,17 +271,80 @@ class Recorder:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Learning happens in here; the clock runs, and the bar is closed at its end."""
-        if self._before:
+        """Learning happens in here; the clock runs, and the bar is closed at its end.
+
+        Raises:
+            Interrupted: it was asked to stop; there is a checkpoint, if one could be written.
+        """
+        if self._before and not self._rows:
             self._bar.update(self._before)
             self._points = [point for point in self._points if point > self._before]
             self._evaluate()
         self._since = time.perf_counter()
         try:
-            yield
+            with asked_to_stop(self._ask):
+                yield
         finally:
             self._stop()
             self._bar.close()
+
+    def _ask(self) -> bool:
+        """Stop at the next resting place; no, where none is in sight, or when asked again."""
+        if self._stopping or not self._rested:
+            return False
+        self._stopping = True
+        return True
+
+    def keep(self, timesteps: int) -> None:
+        """The agent rests: write a checkpoint if it is time for one."""
+        self._rested = True
+        if self._stopping:
+            try:
+                self._write()
+            except UsageError as error:
+                raise Interrupted(
+                    f"interrupted, and {error}: go on from what was kept before with "
+                    f"resume={self.directory.path}"
+                ) from None
+            raise Interrupted(
+                f"interrupted after {self._before + timesteps:,} steps, which are kept: go on with "
+                f"resume={self.directory.path}, or the same command and if_exists=resume"
+            )
+        if self._every is not None and self._trained() - self._kept_at >= self._every:
+            try:
+                self._write()
+            except UsageError as error:  # there may be room again for the next one
+                if not self._warned:
+                    tqdm.write(f"warning: {error}: the run goes on without", file=sys.stderr)
+                self._warned = True
+            self._kept_at = self._seconds
+            self._since = time.perf_counter()
+
+    def _write(self) -> None:
+        self._stop()
+        recorder = {"points": self._points, "rows": self._rows, "seconds": self._seconds}
+        progress = {"agent": self.agent.checkpoint(), "recorder": recorder}
+        self.directory.keep(self.config, progress)
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from a checkpoint, see ``RunDirectory.kept``."""
+        try:
+            self.agent.restore(kept["agent"])
+        except UsageError as error:
+            raise UsageError(
+                f"{self.directory.path}: {error}: begin the run again with if_exists=overwrite"
+            ) from None
+        recorder = kept["recorder"]
+        self._points, self._rows = recorder["points"], recorder["rows"]
+        self._seconds = self._kept_at = recorder["seconds"]
+        self.directory.cut(self._rows)
+        self._timesteps = self._before + self.agent.timesteps
+        self._bar.initial = self._bar.n = self._timesteps
+        print(f"{self.directory.path} goes on after {self._timesteps:,} steps", file=sys.stderr)
+
+    def _trained(self) -> float:
+        """Seconds of training so far."""
+        return self._seconds + (time.perf_counter() - self._since if self._since else 0.0)
 
     def _stop(self) -> None:
         if self._since is not None:
@@ -253,6 +369,7 @@ class Recorder:
         if self.agent.meter is not None:
             row["training_return_mean"] = self.agent.meter.take()
         self.directory.append(row)
+        self._rows += 1
         self._bar.set_postfix(score=f"{row['normalised_score']:.3f}")
         self._scalars(row)
         return row, sessions
@@ -297,14 +414,15 @@ def main(cfg: DictConfig) -> None:
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN
     if_exists = config.pop("if_exists", None) or ("resume" if sweeping else "error")
+    resume = config.pop("resume", None)
     if not sweeping:
-        code = _do(config, if_exists, job)
+        code = _do(config, if_exists, job, resume=resume)
         if code:
             sys.exit(code)
         return
     words = " ".join(job.overrides.task)
     try:
-        code = _do(config, if_exists, job, f"{words}: ")
+        code = _do(config, if_exists, job, f"{words}: ", resume)
     except Exception:  # one broken job does not end the sweep
         print(f"error: {words}: this is a bug", file=sys.stderr)
         traceback.print_exc()
@@ -312,15 +430,42 @@ def main(cfg: DictConfig) -> None:
     OUTCOMES.append((words, code))
 
 
-def _do(config: dict[str, Any], if_exists: str, job: Any, prefix: str = "") -> int:
+def _do(
+    config: dict[str, Any], if_exists: str, job: Any, prefix: str = "", resume: Any = None
+) -> int:
     """Do a job; its exit code."""
+    directory = None
     try:
-        directory = run(config, if_exists)
+        if resume is not None:
+            config, directory = _resumed(config, Path(str(resume)), job)
+            if_exists = "resume"
+        directory = run(config, if_exists, directory)
         _keep_hydra(directory.path, job)
     except UsageError as error:
         complain(UsageError(f"{prefix}{error}"))
         return MISTAKEN
     return 0
+
+
+def _resumed(
+    config: dict[str, Any], path: Path, job: Any
+) -> tuple[dict[str, Any], results.RunDirectory]:
+    """The own configuration of the run that is to go on, and its directory.
+
+    Raises:
+        UsageError: there is no run, or something else was asked for as well.
+    """
+    if job.mode == RunMode.MULTIRUN:
+        raise UsageError("resume= goes on with one run: a sweep goes on by the same command")
+    names = {_name(word.lstrip("+~")): word for word in job.overrides.task}
+    for name, word in names.items():
+        if name not in ("resume", *ANEW):
+            raise UsageError(
+                f"resume={path} goes on with the run's own configuration: leave out {word}"
+            )
+    directory = results.RunDirectory(path)
+    anew = {name: config[name] for name in ANEW if name in names}
+    return {"checkpoint": config["checkpoint"], **directory.config(), **anew}, directory
 
 
 def _keep_hydra(path: Path, job: Any) -> None:
@@ -404,9 +549,7 @@ if __name__ == "__main__":
             raise
         complain(_hydras_line(error))
         sys.exit(MISTAKEN)
-    except KeyboardInterrupt:
-        print(
-            "interrupted: what was evaluated so far is kept; begin again with if_exists=resume",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stopped:
+        plain = "interrupted: what was kept so far is there; go on with if_exists=resume"
+        print(stopped if isinstance(stopped, Interrupted) else plain, file=sys.stderr)
         sys.exit(130)

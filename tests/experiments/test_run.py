@@ -34,6 +34,7 @@ def config(*words: str, runs_dir: Path | str = "runs") -> dict:
         composed = OmegaConf.to_container(compose("config", overrides=list(words)), resolve=True)
     composed["runs_dir"] = str(runs_dir)
     composed.pop("if_exists")
+    composed.pop("resume")
     return composed
 
 
