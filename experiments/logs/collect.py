@@ -8,7 +8,6 @@ Beside the log (see schema.py) lies ``truth.npz``, what only a simulator knows: 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -117,7 +116,7 @@ def collect(
         log = LogWriter(part, env.shop.catalogue, agent.name)
         truth = TruthWriter(part / TRUTH_FILE) if recipe.truth else None
         writers = [writer for writer in (log, truth, exporter) if writer is not None]
-        bar = tqdm(total=recipe.episodes, desc="sessions", disable=not progress, file=sys.stderr)
+        bar = tqdm(total=recipe.episodes, desc="sessions", disable=not progress, mininterval=0.5)
         with bar, agent.acting_in(env), results.writing(out):
             if not agent.learns:
                 agent.learn(0)  # oracles plan and tune here

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import polars as pl
 from polars.exceptions import PolarsError
 
-from recenv.errors import UsageError
+from recenv.errors import MissingExtra, UsageError
 
 ENDINGS = (".parquet", ".csv")
 REPLACED = "\ufffd"  # what stands for bytes that are no UTF-8
 ROW = "row"  # of the file, counted from 1 behind the header
+NO_UTF8 = "bytes that are no UTF-8"
 QUOTED = '"[^"]*"'
 
 
@@ -52,10 +53,49 @@ def read_raw(path: Path) -> Raw:
 
 
 def _read_parquet(path: Path) -> Raw:
+    """Text that is no UTF-8 makes its row a broken one."""
     # opened here, so that what is missing or unreadable is an OSError
     with path.open("rb") as file:
-        rows = pl.read_parquet(file)
-    return Raw(_numbered(rows, range(1, len(rows) + 1)), pl.DataFrame(schema=BROKEN))
+        try:
+            rows = pl.read_parquet(file)
+        except PolarsError as error:
+            if "UTF-8" not in str(error):
+                raise
+            rows = _read_bytes(path)
+    rows = _numbered(rows, range(1, len(rows) + 1))
+    broken = pl.DataFrame(schema=BROKEN)
+    for name in (name for name, dtype in rows.schema.items() if dtype == pl.Binary):
+        text = [_decoded(value) for value in rows[name]]
+        whole = pl.Series([REPLACED not in (value or "") for value in text], dtype=pl.Boolean)
+        rows = rows.with_columns(pl.Series(name, text, dtype=pl.String))
+        told = rows.filter(~whole).select(
+            ROW, pl.col(name).alias("text"), pl.lit(name).alias("column"), pl.lit(NO_UTF8)
+        )
+        broken = pl.concat([broken, told.rename({"literal": "reason"})])
+        rows = rows.filter(whole)
+    return Raw(rows, broken)
+
+
+def _read_bytes(path: Path) -> pl.DataFrame:
+    """A Parquet file with its text as bytes: polars reads no text that is no UTF-8."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise MissingExtra("reading text that is no UTF-8", "pyarrow", "logs") from None
+    table = parquet.read_table(path)
+    texts = (pyarrow.types.is_string, pyarrow.types.is_large_string)
+    fields = [
+        field.with_type(pyarrow.binary()) if any(text(field.type) for text in texts) else field
+        for field in table.schema
+    ]
+    rows = pl.from_arrow(table.cast(pyarrow.schema(fields)))
+    assert isinstance(rows, pl.DataFrame)
+    return rows
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")
 
 
 def _read_csv(path: Path) -> Raw:
@@ -112,7 +152,7 @@ def _why_broken(wanted: pl.Expr, whole: bool) -> pl.Expr:
     fields = pl.format("the row has {} fields, the header {}", found, wanted)
     undecoded = text.str.contains(REPLACED, literal=True) & (not whole)
     return pl.coalesce(
-        pl.when(undecoded).then(pl.lit("bytes that are no UTF-8")),
+        pl.when(undecoded).then(pl.lit(NO_UTF8)),
         pl.when(_bare(text).str.contains('"', literal=True)).then(pl.lit("a quote stays open")),
         pl.when(found != wanted).then(fields),
     )

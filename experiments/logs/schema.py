@@ -157,13 +157,11 @@ def read_parts(
     checks = _event_checks(now or datetime.now(UTC), items)
     for file in event_files(path, on_bad):
         try:
-            raw = read_raw(file)
+            yield _checked(file, read_raw(file), EVENTS, REQUIRED, checks, on_bad)
         except UsageError as error:  # no row of it can be had
             if on_bad == "error":
                 raise
             yield Part(pl.DataFrame(schema=EVENTS), _lost(file, str(error)), ())
-            continue
-        yield _checked(file, raw, EVENTS, REQUIRED, checks, on_bad)
     for file in missing_files(path):
         yield Part(pl.DataFrame(schema=EVENTS), _lost(file, f"{file} is missing"), ())
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import polars as pl
 import pytest
-from test_run import command, config, one_line
+from test_run import ROOT, command, config, one_line
 
 from agents.base import Agent
 from agents.references import MyopicOracle, Random
@@ -333,6 +336,21 @@ def test_a_trained_agent_serves_in_its_own_shop(tmp_path: Path) -> None:
     assert read_log(tmp_path / "trust").about["scenario"] == "trust"
     assert "brings its own" in refused(*asked, "agent=ppo")
     assert "leave out learn" in refused(*asked, "learn=100")
+
+
+def test_an_interrupted_collection_leaves_nothing(tmp_path: Path) -> None:
+    words = ["agent=random", "episodes=1000000", "num_envs=8", f"out={tmp_path / 'log'}"]
+    asked = [sys.executable, "-m", "experiments.collect", *words, "progress=false"]
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        for _ in range(600):
+            if (tmp_path / ".log.part").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.strip() == "interrupted"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from experiments.logs.schema import EVENT, EVENTS, ITEMS, read_log, write_aside
+from experiments.logs.schema import EVENT, EVENTS, ITEMS, REQUIRED, read_log, write_aside
 from recenv.errors import UsageError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,6 +108,23 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
     assert log.events["event"].to_list() == ["view", "search"]
 
 
+def test_bytes_that_are_no_utf8_in_parquet(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    good = read_log(write_csv(tmp_path / "csv", *GOOD), now=NOW).events
+    table = good.with_columns(pl.col("event").cast(pl.String)).to_arrow()
+    policy = arrow.array([b"organic", b"caf\xe9", b"ppo"], arrow.binary())
+    file = tmp_path / "log.parquet"
+    as_text = arrow.StringArray.from_buffers(3, *policy.buffers()[1:])
+    for column in (policy, as_text):  # as bytes, and as text that it is not
+        place = table.column_names.index("policy")
+        parquet.write_table(table.set_column(place, "policy", column), file)
+        assert "log.parquet, row 2, column policy: bytes that are no UTF-8" in refused(file)
+        log = read_log(file, on_bad="set_aside", now=NOW)
+        assert log.events.equals(good[[0, 2]])
+        assert log.aside["row"].to_list() == [2]
+
+
 def test_all_bad_rows_are_counted_and_written(tmp_path: Path) -> None:
     rows = [row for row, *_ in BAD.values()]
     path = write_csv(tmp_path, rows[0], *GOOD, *rows[1:])
@@ -170,6 +187,16 @@ def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
     assert "no row that can be used" in refused(path, on_bad="set_aside")
 
 
+def test_one_file_without_a_column_does_not_take_the_others_along(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, *GOOD)
+    good = read_log(path, now=NOW).events
+    good.drop("timestamp").write_parquet(path / "events-0.parquet")
+    assert "events-0.parquet has no column 'timestamp'" in refused(path)
+    log = read_log(path, on_bad="set_aside", now=NOW)
+    assert log.events.equals(good)
+    assert log.aside["row"].to_list() == [None]
+
+
 def test_what_is_no_log(tmp_path: Path) -> None:
     assert "there is no log" in refused(tmp_path / "nothing")
     assert "no events" in refused(tmp_path)
@@ -199,3 +226,15 @@ def test_a_damaged_catalogue(tmp_path: Path) -> None:
 def test_every_event_has_its_word() -> None:
     words = ["ignore", "not_interested", "view", "cart", "purchase", "search"]
     assert EVENT.categories.to_list() == words
+
+
+def test_the_documented_columns_are_the_schemas() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
+    for heading, schema in {"## Events": EVENTS, "## Items": ITEMS}.items():
+        table = page.partition(heading)[2].partition("\n## ")[0]
+        rows = [row.split("|")[1:4] for row in table.splitlines() if row.startswith("| `")]
+        assert [name.strip(" `") for name, *_ in rows] == list(schema)
+        required = {name.strip(" `") for name, _, meaning in rows if "**required**" in meaning}
+        assert required == (set(REQUIRED) if schema is EVENTS else {"item"})
+        types = {name.strip(" `"): kind.split()[0] for name, kind, _ in rows}
+        assert all(str(schema[name]).startswith(kind) for name, kind in types.items())
