@@ -46,7 +46,7 @@ from experiments import results
 from experiments.build import CONF, agent_class, configuration, group_defaults, make_env
 from experiments.cli import arguments, entry, one_line
 from experiments.comparison import figures, tables
-from experiments.comparison.ledger import Ledger
+from experiments.comparison.ledger import BUDGET, Ledger
 from experiments.comparison.runs import compare, read_run
 from experiments.run import make_judge, run
 from recenv.errors import UsageError, unknown
@@ -311,7 +311,7 @@ def _terminable() -> Iterator[None]:
 def _asked(argv: list[str]) -> dict[str, Any]:
     """The arguments, checked."""
     defaults = {
-        "total_timesteps": 600_000, "agents": None, "scenarios": None, "runs": RUNS, "workers": 2,
+        "total_timesteps": BUDGET, "agents": None, "scenarios": None, "runs": RUNS, "workers": 2,
         "time_limit": None, "draw": False, "runs_dir": "runs/leaderboard", "data": str(DATA),
         "out": "docs", "env": {}, "eval": {},
     }  # fmt: skip

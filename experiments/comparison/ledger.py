@@ -37,6 +37,7 @@ FIGURES = (
 )
 COLUMNS = (*KEY, *FIGURES)
 ROLES = ("low", "high", "myopic")
+BUDGET = 600_000  # environment steps of a run, where nothing else is asked for
 
 
 class Ledger:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.comparison.ledger import BUDGET
 from experiments.comparison.measures import difference, overall, regret_slope, steps_to
 from experiments.comparison.runs import Comparison, Group, title
 from experiments.stats import Estimate
@@ -193,6 +194,11 @@ def leaderboard(comparison: Comparison, about: dict[str, Any]) -> str:
         *_marks(comparison),
         *(f"- {note}" for note in comparison.notes),
         "",
+        "Slope of the logarithm of cumulative regret, of what was served while learning, over the "
+        "last tenfold of steps (1: goes on losing as much; 0: loses nothing more), mean over runs:",
+        "",
+        *_slopes(comparison),
+        "",
         "Made with `python -m experiments.leaderboard"
         f"{_words(asked)}` at commit {', '.join(commits)}; {versions}.",
         "",
@@ -204,6 +210,18 @@ def leaderboard(comparison: Comparison, about: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _slopes(comparison: Comparison) -> list[str]:
+    """The slopes of cumulative regret, agents by cells."""
+    slopes = {key: regret_slope(group) for key, group in comparison.groups.items()}
+    known = [a for a in comparison.agents if any(slopes.get((c, a)) for c in comparison.cells)]
+    head = ["agent", *map(title, comparison.cells)]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for agent in known:
+        told = (slopes.get((cell, agent)) for cell in comparison.cells)
+        lines.append(_line([f"`{agent}`", *("" if v is None else f"{v:.2f}" for v in told)]))
+    return lines
+
+
 def _marks(comparison: Comparison) -> list[str]:
     if all(group.complete for group in comparison.groups.values()):
         return []
@@ -212,7 +230,7 @@ def _marks(comparison: Comparison) -> list[str]:
 
 def _words(asked: dict[str, Any]) -> str:
     """The question as arguments, without what is default."""
-    words = [] if asked["total_timesteps"] == 300_000 else [
+    words = [] if asked["total_timesteps"] == BUDGET else [
         f"total_timesteps={asked['total_timesteps']}"
     ]  # fmt: skip
     for group in ("env", "eval"):
