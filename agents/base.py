@@ -316,7 +316,7 @@ class Agent(Resumable, ABC):
             if settings.pop("agent") != cls.name:
                 raise UsageError(f"it is not of an agent {cls.name}")
             shop = settings.pop("shop")
-            agent = cls(device=device, **settings)
+            agent = cls(device=device, **cls.unpacked(settings, directory))
             agent._shop = shop
             agent.bind(vector_env)
             agent._load(directory)
@@ -333,6 +333,11 @@ class Agent(Resumable, ABC):
                 f"the agent in {directory} is damaged ({told}): train it again"
             ) from None
         return agent
+
+    @classmethod
+    def unpacked(cls, settings: dict[str, Any], directory: Path) -> dict[str, Any]:
+        """The settings that ``save`` wrote in a directory, as the constructor takes them."""
+        return settings
 
     def _save(self, directory: Path) -> None:
         """Write what was learned."""

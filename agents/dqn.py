@@ -101,7 +101,7 @@ class DQNAgent(SB3Agent):
 
     def hyperparameters(self) -> dict[str, Any]:
         # a transition holds two observations of float32
-        most = rows_in_memory(8 * self.env.single_observation_space.shape[0])
+        most = rows_in_memory(8 * self.seen_size)
         changed = {"buffer_size": min(self.given["buffer_size"], most)}
         if self.warm_start:
             changed["exploration_initial_eps"] = self.warm_epsilon

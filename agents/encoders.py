@@ -6,7 +6,8 @@ there was nothing yet. It can read in three ways that agree:
 
 - ``forward``: windows, (N, H, F) -> (N, width);
 - ``prefixes``: whole sessions in one causal pass, to learn from every step of them at once;
-- ``begin``, ``advance``, ``read``: one interaction at a time, its memory kept between steps.
+- ``begin`` (or ``recall``), ``advance``, ``read``: one interaction at a time, its memory kept
+  between steps.
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ class Encoder(nn.Module, ABC):
         """The memory of N shoppers who have done nothing yet."""
         weight = self.tokens.weight.weight
         return weight.new_zeros(num_envs, self.history, self.tokens.width)
+
+    def recall(self, items: Tensor, events: Tensor) -> Tensor:
+        """The memory of windows, newest first: (N, H, F) and (N, H, 6) -> (N, ...)."""
+        tokens = self.tokens(items, events)
+        return functional.pad(tokens, (0, 0, 0, self.history - tokens.shape[1]))
 
     def advance(self, memory: Tensor, items: Tensor, events: Tensor) -> Tensor:
         """The memory (N, ...) after one more interaction, (N, F) and (N, 6)."""
@@ -189,6 +195,9 @@ class GRU(Encoder):
 
     def begin(self, num_envs: int) -> Tensor:
         return self.tokens.weight.weight.new_zeros(num_envs, self.width)
+
+    def recall(self, items: Tensor, events: Tensor) -> Tensor:
+        return self.encode(self.tokens(items, events))
 
     def advance(self, memory: Tensor, items: Tensor, events: Tensor) -> Tensor:
         token = self.tokens(items, events)

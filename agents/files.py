@@ -11,8 +11,8 @@ from recenv.errors import UsageError
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors by name as a safetensors file."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    """Write tensors by name as a safetensors file; those that share memory each by itself."""
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def read_tensors(path: Path, where: device) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from agents.base import (
+    MANY,
     POSITIVE,
     Agent,
     Callback,
@@ -37,9 +38,14 @@ from agents.base import (
 from agents.checkpoint import freeze, thaw
 from agents.features import features_as_in
 from agents.files import fitting, read_tensors, write_tensors
+from agents.interest.histories import record
+from agents.interest.model import Training, fit
+from agents.interest.perception import INTEREST, Perception, hand_over
+from agents.interest.reading import Reader
 from agents.scorer import Scorer
 from agents.towers import HEADS, MANY_ITEMS, Shelf, TwoTowerHead, restock, show
 from agents.warm_start import read_scorer
+from recenv.dynamics import Event
 from recenv.errors import UsageError, unknown
 from recenv.vector_env import RecsysVectorEnv
 
@@ -52,6 +58,7 @@ class SB3Bridge(VecEnv):
         seed: of the shoppers, used at the first reset; without it that of the algorithm.
         reward_scale: what rewards are multiplied by.
         first_session_steps: (N,) cut the first sessions, so that slots do not end in lockstep.
+        reader: what turns observations into those of the algorithm; its memory is carried on.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class SB3Bridge(VecEnv):
         seed: int | None = None,
         reward_scale: float = 1.0,
         first_session_steps: np.ndarray | None = None,
+        reader: Reader | None = None,
     ):
         if env.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('stable-baselines3 needs autoreset_mode="SameStep"')
@@ -70,7 +78,10 @@ class SB3Bridge(VecEnv):
         self._first_session_steps = first_session_steps
         self._began = time.time()
         self.meter = SessionMeter(env.num_envs, env.shop.horizon)
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.reader = reader
+        self.memory: torch.Tensor | None = None  # of the reader, (N, ...)
+        space = env.single_observation_space if reader is None else reader.space
+        super().__init__(env.num_envs, space, env.single_action_space)
 
     def reset(self) -> np.ndarray:
         options, first_N = {}, self._first_session_steps
@@ -82,7 +93,8 @@ class SB3Bridge(VecEnv):
         self._own_seed, self._first_session_steps = None, None
         self._reset_seeds()
         self.meter.begin(first_N)
-        return observation
+        self.memory = None
+        return self._read(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -93,14 +105,30 @@ class SB3Bridge(VecEnv):
         # sharing one empty dict keeps a step of many shoppers cheap
         infos: list[dict[str, Any]] = [{}] * self.num_envs
         now = time.time() - self._began
+        final = self._read_final(info, done_N)
         ended = (leaf.tolist() for leaf in self.meter.add(reward_N, done_N))
         for slot, value, length in zip(*ended, strict=True):
             infos[slot] = {
-                "terminal_observation": info["final_obs"][slot],
+                "terminal_observation": final[slot],
                 "TimeLimit.truncated": bool(truncated_N[slot]),
                 "episode": {"r": value, "l": length, "t": now},
             }
-        return observation, self.reward_scale * reward_N, done_N, infos
+        return self._read(observation), self.reward_scale * reward_N, done_N, infos
+
+    def _read(self, observation: np.ndarray) -> np.ndarray:
+        """What the algorithm sees of observations (N, S)."""
+        if self.reader is None:
+            return observation
+        told, self.memory = self.reader.follow(observation, self.memory)
+        return told
+
+    def _read_final(self, info: dict[str, Any], done_N: np.ndarray) -> Any:
+        """What it sees of the last observations of the sessions that ended, by slot."""
+        if self.reader is None or self.memory is None or not done_N.any():
+            return info.get("final_obs")
+        slot = np.flatnonzero(done_N)
+        told, _ = self.reader.follow(np.stack(info["final_obs"][slot]), self.memory[slot])
+        return dict(zip(slot.tolist(), told, strict=True))
 
     def close(self) -> None:
         self.env.close()
@@ -141,8 +169,11 @@ class SB3Agent(Agent):
         tower_width: of a query and an item's tower.
         item_ids: whether items have embeddings of their own beside their features.
         warm_start: a scorer's run directory, with whose towers it begins (see ``warm_start``).
+        encoder, encoder_width, interest, pretrain_steps, freeze_encoder: how it reads
+            behaviour, see ``agents.interest.perception``.
     """
 
+    progress = (*Agent.progress, "_played")
     algorithm: ClassVar[type[BaseAlgorithm]]
     # the attributes of an algorithm that change while it learns
     counters: ClassVar[tuple[str, ...]] = (
@@ -160,6 +191,8 @@ class SB3Agent(Agent):
         "net_arch": (1, 65_536),
         "reward_scale": (POSITIVE, 1e9),
         "tower_width": (1, 65_536),
+        "encoder_width": (4, 65_536),
+        "pretrain_steps": (0, MANY),
     }
 
     def __init__(
@@ -171,9 +204,17 @@ class SB3Agent(Agent):
         tower_width: int = 32,
         item_ids: bool = True,
         warm_start: str | None = None,
+        encoder: str | None = None,
+        encoder_width: int = 64,
+        interest: str | None = None,
+        pretrain_steps: int = 0,
+        freeze_encoder: bool = True,
         **settings: Any,
     ):
         super().__init__(**settings)
+        self.perception = Perception(
+            encoder, encoder_width, interest, pretrain_steps, freeze_encoder
+        )
         if head not in HEADS:
             raise unknown("agent.head", str(head), HEADS)
         if not isinstance(item_ids, bool):
@@ -184,11 +225,19 @@ class SB3Agent(Agent):
             raise UsageError(f"agent.warm_start must be a scorer's run, got {warm_start!r}")
         if warm_start and (head == "flat" or not item_ids):
             raise UsageError("agent.warm_start needs agent.head=two_tower and agent.item_ids=true")
+        if warm_start and (self.perception.reads or encoder):
+            raise UsageError(
+                "a scorer's towers read observations as they are: leave out agent.warm_start, or "
+                "agent.encoder and agent.interest"
+            )
         self.warm_start = warm_start
         self.net_arch = self.widths("net_arch", net_arch)
         self.reward_scale = reward_scale
         self._model: BaseAlgorithm | None = None
         self._made_in: RecsysVectorEnv | None = None
+        self._reader: Reader | None = None
+        self._can_read = not self.perception.pretrains
+        self._played = 0  # steps at random, to learn to read
 
     def widths(self, name: str, value: Any) -> list[int]:
         """A setting that is a list of widths, checked."""
@@ -204,7 +253,7 @@ class SB3Agent(Agent):
 
     @abstractmethod
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
-        """Scores of all items, (N, S) -> (N, I)."""
+        """Scores of all items for what the algorithm sees, (N, G) -> (N, I)."""
 
     def bind(self, vector_env: RecsysVectorEnv) -> None:
         if self.warm_start:
@@ -220,6 +269,7 @@ class SB3Agent(Agent):
         before = self._env
         super().bind(vector_env)
         if self._model is None:
+            self._reader = self.perception.reader(vector_env.shop, self.seed, self._torch)
             self._model = self._begin()
         elif self.two_tower and before is not None and before.shop.catalogue is not self.catalogue:
             show(self._model.policy, self._shelf())
@@ -262,7 +312,8 @@ class SB3Agent(Agent):
         # a loaded agent may be bound to an environment of another size than it learns in
         if env.num_envs != self.num_envs:
             env = env.sibling(self.num_envs)
-        bridge = SB3Bridge(env, self.training_seed, self.reward_scale, stagger(env, self.rng))
+        first_N = stagger(env, self.rng)
+        bridge = SB3Bridge(env, self.training_seed, self.reward_scale, first_N, self._before)
         self.meter = bridge.meter
         return self.algorithm(
             policy=self.tower_policy if self.two_tower else self.policy,
@@ -272,6 +323,17 @@ class SB3Agent(Agent):
             policy_kwargs=self._policy_keywords(),
             **self.hyperparameters(),
         )
+
+    @property
+    def _before(self) -> Reader | None:
+        """What reads for the policy, where it does not do so itself."""
+        return self._reader if self.perception.freeze_encoder else None
+
+    @property
+    def seen_size(self) -> int:
+        """Entries of what the algorithm sees."""
+        before = self._before
+        return before.size if before else int(self.env.single_observation_space.shape[0])
 
     def _policy_keywords(self) -> dict[str, Any]:
         keywords: dict[str, Any] = {
@@ -284,9 +346,14 @@ class SB3Agent(Agent):
             keywords["make_head"] = partial(
                 TwoTowerHead, shelf=self._shelf(), width=self.tower_width, ids=self.item_ids
             )
-        return keywords
+        assert self._made_in is not None
+        return keywords | self.perception.extractor(self._made_in.shop, self._reader)
 
     def score(self, observation: np.ndarray) -> np.ndarray:
+        before = self._before
+        return self._score(before.follow(observation, None)[0] if before else observation)
+
+    def _score(self, observation: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             tensor = torch.as_tensor(observation, device=self.model.device)
             return self.score_tensor(tensor).cpu().numpy()
@@ -298,10 +365,15 @@ class SB3Agent(Agent):
         episode_start: np.ndarray | None = None,
         deterministic: bool = True,
     ) -> Prediction:
-        if deterministic:
-            return super().predict(observation, state, episode_start, deterministic)
         batch, single = as_batch(observation, self.env)
-        item_N, state = self.model.predict(batch, state, episode_start, deterministic)
+        if self._before is not None:
+            memory = None if state is None else torch.as_tensor(state[0], device=self._torch)
+            batch, memory = self._before.follow(batch, memory, episode_start)
+            state = (memory.cpu().numpy(),)
+        if deterministic:
+            item_N = np.argmax(self._score(batch), axis=1)
+        else:
+            item_N, _ = self.model.predict(batch, deterministic=False)
         return (item_N[0] if single else item_N), state
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
@@ -314,22 +386,28 @@ class SB3Agent(Agent):
         model.set_logger(self.logger or Logger(None, []))
         begins = self._begins()
         if begins:
+            self._played = 0
+            if not self._can_read:
+                self._learn_to_read(total_timesteps, callback)
             seed_globals(self.seed)  # others may have drawn from them since
         else:
             set_global_states(self._globals, self._torch)
         with _unvalidated():
-            model.learn(
-                total_timesteps - self.timesteps,
-                _Forward(self, callback),
-                log_interval=1,
-                reset_num_timesteps=begins,
-            )
+            if self.timesteps < total_timesteps:
+                model.learn(
+                    total_timesteps - self.timesteps,
+                    _Forward(self, callback),
+                    log_interval=1,
+                    reset_num_timesteps=begins,
+                )
         return self
 
     def checkpoint(self) -> dict[str, Any]:
         model, bridge = self.model, self._bridge
         return super().checkpoint() | {
             "env": bridge.env.checkpoint(),
+            "memory": freeze(bridge.memory),
+            "interest": freeze(self._reader.model) if self._reader else None,
             "globals": global_states(self._torch),
             "actions": freeze(model.action_space.np_random),
             "policy": freeze(model.policy),
@@ -343,6 +421,11 @@ class SB3Agent(Agent):
         model, bridge = self.model, self._bridge
         self.meter = bridge.meter  # it is the bridge that counts
         bridge.env.restore(kept.pop("env"))
+        bridge.memory = kept.pop("memory")
+        interest = kept.pop("interest")
+        if self._reader is not None:
+            thaw(interest, self._reader.model)
+        self._can_read = True
         self._globals = kept.pop("globals")
         thaw(kept.pop("actions"), model.action_space.np_random)
         thaw(kept.pop("policy"), model.policy)
@@ -359,13 +442,41 @@ class SB3Agent(Agent):
         assert isinstance(bridge, SB3Bridge)
         return bridge
 
+    def _learn_to_read(self, total_timesteps: int, callback: Callback | None) -> None:
+        """Train the model of u on steps at random, which count."""
+        assert self._reader is not None
+        env = self.training_env.sibling(self.num_envs)
+        steps = min(self.perception.pretrain_steps, total_timesteps)
+        # not the shoppers that it meets afterwards
+        seed = self.training_seed ^ 1
+        histories = record(self, env, steps, seed, self.rng, 1.0, callback=callback)
+        model = self._reader.model.requires_grad_(True)
+        fit(model, histories, Training(), self.rng)
+        model.requires_grad_(False)
+        hand_over(self._reader, self.model.policy)
+        whole = histories.length_S == env.shop.horizon
+        bought_S = (histories.events_ST[whole] == Event.PURCHASE).sum(axis=1)
+        if self.meter is not None:
+            self.meter.count(2.0 * bought_S - env.shop.horizon)
+        self._can_read = True
+        self._played = self.timesteps = -(-steps // env.num_envs) * env.num_envs
+
     def settings(self) -> dict[str, Any]:
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
         heads = {"head": self.head, "tower_width": self.tower_width, "item_ids": self.item_ids}
         # what was taken over is its own by now
-        return super().settings() | own | heads | {"warm_start": None}
+        own |= heads | {"warm_start": None}
+        return super().settings() | own | self.perception.settings()
+
+    @classmethod
+    def unpacked(cls, settings: dict[str, Any], directory: Path) -> dict[str, Any]:
+        if settings.get("interest") is None:
+            return settings
+        return settings | {"interest": str(directory / settings["interest"])}
 
     def _save(self, directory: Path) -> None:
+        if self._reader is not None:
+            self._reader.model.save(directory / INTEREST)
         # not stable-baselines3's own zip: it holds pickles
         write_tensors(directory / "policy.safetensors", self.model.policy.state_dict())
 
@@ -384,11 +495,12 @@ class _Forward(BaseCallback):
         self._agent, self._callback = agent, callback
 
     def _on_rollout_start(self) -> None:
-        self._agent.timesteps = self.model.num_timesteps
+        self._agent.timesteps = self._agent._played + self.model.num_timesteps
         self._agent._rest()
 
     def _on_step(self) -> bool:
-        return self._callback is None or self._callback(self.num_timesteps)
+        timesteps = self._agent._played + self.num_timesteps
+        return self._callback is None or self._callback(timesteps)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     (PPOAgent, {"head": "two_tower"}, {}),
     (DQNAgent, {"head": "two_tower"}, {}),
     (Scorer, {"shopper": "encoder", "encoder": "gru"}, REGULARS),
+    (PPOAgent, {"encoder": "gru", "encoder_width": 8, "pretrain_steps": 512}, REGULARS),
+    (DQNAgent, {"encoder": "mlp", "pretrain_steps": 512, "freeze_encoder": False}, REGULARS),
     # rings that go round
     (Scorer, {"log_rows": 300}, {}),
     (DQNAgent, {"buffer_size": 600}, {}),

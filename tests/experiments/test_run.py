@@ -60,7 +60,7 @@ def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in lines[0]
 
 
-@pytest.mark.parametrize("group", ["agent", "env", "eval", "experiment"])
+@pytest.mark.parametrize("group", ["agent", "encoder", "env", "eval", "experiment"])
 def test_every_yaml_composes(group: str) -> None:
     for path in (CONF / group).glob("*.yaml"):
         composed = config(f"{group}={path.stem}")
