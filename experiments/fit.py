@@ -188,12 +188,13 @@ def main(argv: list[str]) -> None:
     if len(done) > 1:
         out = str(asked["out"] or directories[0].path.parent.parent.parent / "scorer")
         command = " ".join(["python -m experiments.fit", *argv])
-        results.write_text(Path(f"{out}.md"), figures.markdown(done, command))
+        text = figures.markdown(done, command, f"{Path(out).name}.png")
+        results.write_text(Path(f"{out}.md"), text)
         print(f"table: {out}.md\npicture: {figures.draw(done, Path(f'{out}.png'))}")
 
 
 def _done(directory: results.RunDirectory, found: Report) -> Done:
-    config = directory.config()
+    config, summary = directory.config(), directory.summary()
     env = config["env"]
     shop = make_env(env, 1).shop
     alike = env | {"world_seed": group_defaults("env", "recsys")["world_seed"]}
@@ -201,7 +202,8 @@ def _done(directory: results.RunDirectory, found: Report) -> Done:
         shop=results.shop_name(shop, alike, group_defaults("env", "recsys")),
         world=shop.settings.world_seed,
         seed=config["seed"],
-        score=directory.summary()["normalised_score"],
+        score=summary["normalised_score"],
+        reference=summary["reference_high"]["name"].replace("_", " "),
         report=found,
     )
 

@@ -37,13 +37,15 @@ class Done:
 
     Attributes:
         shop: the environment without its world seed.
-        score: normalised score in the environment.
+        score: normalised score in the environment, and
+        reference: what 1 stands for on its scale.
     """
 
     shop: str
     world: int
     seed: int
     score: float
+    reference: str
     report: Report
 
 
@@ -73,8 +75,9 @@ def ranked(k: int) -> list[tuple[str, str]]:
     return [("recall", f"recall@{k}"), ("ndcg", f"NDCG@{k}"), ("coverage", "coverage of lists")]
 
 
-def markdown(done: list[Done], command: str) -> str:
+def markdown(done: list[Done], command: str, picture: str) -> str:
     """A table of many fits: the mean over runs with its interval, and the worst run."""
+    references = " or ".join(sorted({one.reference for one in done}))
     shops = list(dict.fromkeys(one.shop for one in done))
     k = done[0].report.k
     header = ["shop", "runs", "AUC", "Bayes AUC", "Bayes AUC - AUC", "calibration error"]
@@ -91,13 +94,16 @@ def markdown(done: list[Done], command: str) -> str:
             "How well its purchase probabilities fit shoppers that it never saw, beside the true "
             "probabilities (Bayes) on the same rows. Mean over runs with its 95% interval; worst: "
             f"of all runs. {rows['learn'] + rows['validation']:,} rows to learn from and to "
-            f"validate, {rows['test']:,} to test. Calibration error: 15 bins of equal mass.",
+            f"validate, {rows['test']:,} to test. Calibration error: 15 bins of equal mass. "
+            f"Normalised score: 0 is random, 1 the {references}.",
             "",
             "```bash",
             command,
             "```",
             "",
             *lines,
+            "",
+            f"![ROC curves, reliability, losses]({picture})",
             "",
         ]
     )

@@ -253,7 +253,7 @@ def test_learned_online_and_judged_alike(tmp_path: Path) -> None:
 
 
 def test_a_figure_of_one_run_has_no_interval() -> None:
-    one = Done("shop", 0, 0, 0.5, Report({}, {}, 3, {}, None, {}, {}, []))
+    one = Done("shop", 0, 0, 0.5, "planning oracle", Report({}, {}, 3, {}, None, {}, {}, []))
     assert figures.said(figures.interval([one], [0.25])) == "0.250"
     assert "[" in figures.said(figures.interval([one, one], [0.25, 0.3]))
 
