@@ -23,8 +23,10 @@ from torch import nn
 
 Tensor = torch.Tensor
 HEADS = ("auto", "flat", "two_tower")
-# Items from which on ``auto`` takes two towers: from here on they learn faster in ``full``.
-MANY_ITEMS = 300
+# Items from which on ``auto`` takes two towers. With features that tell much they learn faster
+# from 300 on (``full``, 100 thousand steps: 1.12 of the myopic oracle against 0.79; at 100 items
+# 1.01 against 1.02); with features that tell little (complete_journey, 500) they do not.
+MANY_ITEMS = 1_000
 # Spread of the initial weights: a query begins small, so that all items begin almost alike; a
 # tower does not, because a query learns only from what the towers tell apart.
 QUERY_GAIN, TOWER_STD = 0.1, 0.3

@@ -227,8 +227,7 @@ def test_learns_where_there_are_many_items(cls, steps, settings):
     """Half of the way from a random item to the best, with fewer than 62 looks at each item."""
     shop = {"num_items": 500, "num_categories": 5, "horizon": 20, "scenario": "static"}
     env = make_env(256, **shop)
-    agent = make_agent(cls, env, net_arch=[64, 64], **settings)
-    assert agent.two_tower
+    agent = make_agent(cls, env, head="two_tower", net_arch=[64, 64], **settings)
     agent.learn(steps)
     judged = make_env(500, **shop)
     earned, at_random = (play(who, judged, 1).return_E.mean() for who in (agent, Random()))
