@@ -121,7 +121,7 @@ def _place_of(dataset: str) -> Path:
 
     try:
         parse_dataset_id(dataset)
-    except ValueError:
+    except (TypeError, ValueError):  # the former where the version is missing
         raise UsageError(
             f"minari={dataset!r} is no id of a dataset: write it as in recsys/full/ppo-v0"
         ) from None

@@ -293,8 +293,9 @@ def test_minari_gives_back_the_sessions(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="Minari dataset recsys/test-v0 already"):
         make_log(tmp_path / "other", minari="recsys/test-v0")
     assert not (tmp_path / "other").exists()
-    with pytest.raises(UsageError, match="no id of a dataset"):
-        make_log(tmp_path / "other", minari="../../etc")
+    for name in ("../../etc", "recsys/full"):
+        with pytest.raises(UsageError, match="no id of a dataset"):
+            make_log(tmp_path / "other", minari=name)
 
 
 def test_minari_is_asked_for_by_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
