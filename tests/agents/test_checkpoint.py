@@ -17,6 +17,8 @@ from agents import checkpoint
 from agents.bandits.linucb import LinUCB
 from agents.bandits.neural_linear_ts import NeuralLinearTS
 from agents.base import Agent
+from agents.baselines.mf import MF
+from agents.baselines.user_cf import UserCF
 from agents.dqn import DQNAgent
 from agents.ppo import PPOAgent
 from agents.references import Rotation
@@ -28,7 +30,7 @@ CPU = torch.device("cpu")
 REGULARS = {"num_shoppers": 20, "observation": "behaviour", "history": 3}
 VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     *((cls, {}, {}) for cls in LEARNERS),
-    *((cls, {}, REGULARS) for cls in (Scorer, PPOAgent, DQNAgent, NeuralLinearTS)),
+    *((cls, {}, REGULARS) for cls in (Scorer, PPOAgent, DQNAgent, NeuralLinearTS, UserCF, MF)),
     (LinUCB, {"delay": 3, "update_every": 2, "shopper_size": 4, "forgetting": 0.999}, {}),
     (LinUCB, {"disjoint": True}, {}),
     (PPOAgent, {"head": "two_tower"}, {}),
@@ -39,6 +41,7 @@ VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     # rings that go round
     (Scorer, {"log_rows": 300}, {}),
     (DQNAgent, {"buffer_size": 600}, {}),
+    (UserCF, {"log_sessions": 70}, {}),
 ]
 
 
