@@ -167,7 +167,8 @@ def _learn(agent: Any, questions: Any) -> Any:
     """Fit an agent to the train part; how it scores items."""
     if isinstance(agent, Random):
         return lambda items_nT, events_nT, shopper_n: agent.score(items_nT)
-    agent.fit(*questions.train)
+    train = questions.train
+    agent.fit(train.items_ST, train.events_ST, train.shopper_S)
     return agent.affinity
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
+from agents.interest.histories import NOTHING, Histories
 from experiments.logs.schema import ORGANIC
 from recenv.catalogue import public_features
 from recenv.dynamics import Event
 from recenv.errors import UsageError, unknown
 
 BY = ("item", "category")
-NOTHING = -1  # item and event past the end of a session; the item of a search
 MOST_CELLS = 100_000_000  # of a dense array: 400 MB
 
 
@@ -103,21 +102,7 @@ def behaviour_matrix(
     return BehaviourMatrix(counts, shopper_N, columns)
 
 
-class Sequences(NamedTuple):
-    """S sessions of at most T events, oldest first.
-
-    Attributes:
-        items_ST: with which item, -1 past the end and for searches.
-        events_ST: codes of ``recenv.dynamics.Event``, -1 past the end.
-        shopper_S: who it was.
-    """
-
-    items_ST: np.ndarray
-    events_ST: np.ndarray
-    shopper_S: np.ndarray
-
-
-def histories(events: pl.DataFrame, organic: bool = True, most: int | None = None) -> Sequences:
+def histories(events: pl.DataFrame, organic: bool = True, most: int | None = None) -> Histories:
     """The sessions of a log as sequences, oldest event first.
 
     Args:
@@ -155,7 +140,7 @@ def histories(events: pl.DataFrame, organic: bool = True, most: int | None = Non
         return table_ST
 
     items, codes = events["item"].to_numpy(), events["event"].to_physical().to_numpy()
-    return Sequences(laid(items), laid(codes), shopper[first_S])
+    return Histories(laid(items), laid(codes), shopper[first_S])
 
 
 def item_features(items: pl.DataFrame, sizes: Mapping[str, int] | None = None) -> np.ndarray:

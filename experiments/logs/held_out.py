@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from agents.interest.histories import NOTHING, Histories
 from agents.ranking import Ranking, best_items, judge_lists
-from experiments.logs.features import NOTHING, Sequences, histories
+from experiments.logs.features import histories
 from experiments.logs.preprocess import REPORT, read_clean
 from experiments.logs.schema import ORGANIC, read_about, read_log
 from experiments.logs.split import by_shopper, by_time
@@ -37,8 +38,8 @@ class Questions:
         about: what log.json says.
     """
 
-    train: Sequences
-    sessions: Sequences
+    train: Histories
+    sessions: Histories
     session_n: np.ndarray
     place_n: np.ndarray
     about: dict[str, Any]
