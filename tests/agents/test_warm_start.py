@@ -7,6 +7,7 @@ import pytest
 import torch
 from agent_cases import ON_SB3, greet, make_agent, make_env
 
+from agents import checkpoint
 from agents.dqn import DQNAgent
 from agents.ppo import PPOAgent
 from agents.scorer import Scorer
@@ -130,3 +131,26 @@ def test_refuses_what_it_cannot_begin_with(cls, tmp_path):
     teach(tmp_path / "reader", shop=reader, shopper="encoder", encoder="mlp")
     with pytest.raises(UsageError, match=r"agent\.shopper=observation"):
         make_agent(cls, make_env(**reader), warm_start=str(tmp_path / "reader"))
+
+
+@both
+def test_goes_on_to_the_bit_from_a_checkpoint(cls, tmp_path):
+    """Also where only the critic has learned so far."""
+    teach(tmp_path)
+    settings = {"critic_first": 512} if cls is PPOAgent else {}
+    kept: list[dict] = []
+    agent = make_agent(cls, warm_start=str(tmp_path), **settings)
+
+    def keeper(timesteps):
+        checkpoint.write(tmp_path / "kept.npz", agent.checkpoint())
+        kept.append(checkpoint.read(tmp_path / "kept.npz", torch.device("cpu")))
+
+    agent.keeper = keeper
+    agent.learn(1280)
+    observation = greet(make_env(32), steps=2)
+    expected_NI = agent.score(observation)
+    for part in (1, 3):
+        agent = make_agent(cls, warm_start=str(tmp_path), **settings)
+        agent.restore(kept[part])
+        agent.learn(1280)
+        np.testing.assert_array_equal(agent.score(observation), expected_NI)
