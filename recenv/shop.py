@@ -408,6 +408,14 @@ def _dynamic(name: str, value: Any) -> float | bool:
     return value
 
 
+def session_steps(steps: Any, num_envs: int) -> IntArray:
+    """The option ``first_session_steps`` (N,), checked."""
+    steps_N = np.asarray(steps)
+    if steps_N.shape != (num_envs,) or steps_N.dtype.kind not in "iu" or steps_N.min() < 1:
+        raise UsageError(f"first_session_steps must be {num_envs} whole numbers of at least 1")
+    return steps_N.astype(np.int64)
+
+
 def as_number(name: str, value: Any, low: float, high: float) -> Any:
     """``value`` as Python's own int (where both bounds are) or float.
 

@@ -5,6 +5,7 @@ With one seed it meets the same shoppers with the same luck as ``RecsysVectorEnv
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -14,10 +15,10 @@ from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
 from recenv.dynamics import State, Tables, Traits
-from recenv.errors import MissingExtra, UsageError
+from recenv.errors import MissingExtra, UsageError, check_options
 from recenv.gate import GateShop
 from recenv.population import Sessions, initial_state
-from recenv.shop import Lenses, Memory, Shop, as_number
+from recenv.shop import Lenses, Memory, Shop, as_number, session_steps
 
 try:
     import torch
@@ -26,6 +27,7 @@ except ModuleNotFoundError:
     raise MissingExtra("recenv.torch_env", "torch", "agents") from None
 
 Tensor = torch.Tensor
+OPTIONS = ("first_session_steps",)  # of reset
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Newcomers kept on the device, per slot. More are called for when fewer than half are left.
 RESERVE = 8
@@ -40,6 +42,7 @@ class Slots(NamedTuple):
     memory: Memory | None
     row: Tensor  # (N,) which of the queue's sessions she is: her luck lies there
     time: Tensor  # (N,) recommendations that she has seen
+    cut: Tensor  # (N,) after how many the session is cut
 
 
 class Told(NamedTuple):
@@ -51,7 +54,8 @@ class Told(NamedTuple):
     purchase: Tensor  # (N,) a term of the reward, as the next
     leaving: Tensor  # (N,)
     reward: Tensor  # (N,)
-    over: Tensor  # (N,)
+    terminated: Tensor  # (N,)
+    truncated: Tensor  # (N,)
     revealed: dict[str, Tensor]
 
 
@@ -60,6 +64,7 @@ class RecsysTorchEnv:
 
     Args:
         num_envs: N.
+        max_episode_steps: cut sessions (``truncated``) after so many steps.
         device: where the tensors live.
         dtype: torch.float32 or torch.float64.
         compile: let ``torch.compile`` fuse the step. The first step then takes a minute or
@@ -73,12 +78,15 @@ class RecsysTorchEnv:
         self,
         num_envs: int,
         *,
+        max_episode_steps: int | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         **keywords: Any,
     ):
         num_envs = as_number("num_envs", num_envs, 1, 10_000_000)
+        if max_episode_steps is not None:
+            max_episode_steps = as_number("max_episode_steps", max_episode_steps, 1, 10_000_000)
         if dtype not in (torch.float32, torch.float64):
             raise UsageError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         if not isinstance(compile, bool):
@@ -87,6 +95,7 @@ class RecsysTorchEnv:
         if self.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
         self.num_envs = num_envs
+        self._max_steps = min(max_episode_steps or self.shop.horizon, self.shop.horizon)
         try:
             self.device = torch.zeros((), device=device).device
         except (RuntimeError, AssertionError):
@@ -123,8 +132,15 @@ class RecsysTorchEnv:
         """Who is in each slot."""
         return self._met().shopper_id
 
-    def reset(self, *, seed: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Fill all slots with the next shoppers."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Fill all slots with the next shoppers.
+
+        ``options={"first_session_steps": steps_N}`` cuts each slot's first session after so
+        many steps, so that slots do not end in lockstep.
+        """
+        first_N = check_options(options, OPTIONS).get("first_session_steps")
         if seed is not None or self._slots is None:
             self._rng, _ = seeding.np_random(seed)
             self._arrivals.clear()
@@ -134,6 +150,9 @@ class RecsysTorchEnv:
             self._count()
             self._stock()
             self._open(self._next + torch.arange(self.num_envs, device=self.device))
+        if first_N is not None:
+            cut_N = torch.as_tensor(session_steps(first_N, self.num_envs), device=self.device)
+            self._slots = self._met()._replace(cut=cut_N.clamp(max=self._max_steps))
         return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N.clone()}
 
     def _open(self, row_N: Tensor) -> None:
@@ -170,8 +189,43 @@ class RecsysTorchEnv:
             **told.revealed,
             "final_obs": told.final,
         }
-        truncated_N = torch.zeros_like(told.over)
-        return told.observation, told.reward, told.over, truncated_N, info
+        return told.observation, told.reward, told.terminated, told.truncated, info
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that decides what comes next: nested dictionaries of tensors, arrays and of what
+        JSON can hold. ``restore`` goes on from there.
+
+        Raises:
+            UsageError: nobody is in the shop yet.
+        """
+        return {
+            "slots": _plain(self._met()),
+            "queue": _plain(self._queue),
+            "next": self._next,
+            "arrivals": copy.deepcopy(self._arrivals.checkpoint()),
+            "generator": self._rng.bit_generator.state,
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on, to the bit, from a ``checkpoint`` of an environment of the same keywords.
+
+        Raises:
+            UsageError: it is of another shop or number of slots, or damaged.
+        """
+        try:
+            self.reset(seed=0)  # what it should look like
+            for name, like in (("slots", self._met()), ("queue", self._queue)):
+                _check_like(name, kept[name], _plain(like), self.num_envs)
+            self._slots = _filled(self._met(), kept["slots"], self._tensor)
+            self._queue = _filled(self._queue, kept["queue"], self._tensor)
+            self._next = self._tensor(kept["next"])
+            self._arrivals.restore(copy.deepcopy(kept["arrivals"]))
+            self._rng.bit_generator.state = kept["generator"]
+        except (KeyError, TypeError, ValueError) as error:
+            self._slots = None
+            raise UsageError(f"this checkpoint is not of such an environment: {error}") from None
+        self._count()
+        self._steps_left = 0
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
@@ -209,14 +263,16 @@ class RecsysTorchEnv:
         item_N = shop.shown(xp, action_N, candidate_N)
         memory = shop.remember(xp, self.lenses, slots.memory, item_N, outcome.event)
         going = slots._replace(state=outcome.state, memory=memory, time=slots.time + 1)
-        over_N, final_NS = outcome.terminated, self._observe(queue, going)
+        truncated_N = (going.time >= slots.cut) & ~outcome.terminated
+        over_N, final_NS = outcome.terminated | truncated_N, self._observe(queue, going)
         # newcomers come in in the order of their arrival
         row_N = (next_row + torch.cumsum(over_N, 0) - 1).clamp(min=0)
         after = _either(over_N, self._enter(queue, row_N), going)
         observation_NS = self._observe(queue, after)
         terms = outcome.purchase_reward, outcome.leaving_charge
+        ends = outcome.terminated, truncated_N
         told = Told(
-            observation_NS, final_NS, outcome.event, *terms, terms[0] + terms[1], over_N, revealed
+            observation_NS, final_NS, outcome.event, *terms, terms[0] + terms[1], *ends, revealed
         )
         return after, next_row + over_N.sum(), told
 
@@ -230,8 +286,9 @@ class RecsysTorchEnv:
             self.shop.horizon,
         )
         traits = Traits(*(leaf[row_N] for leaf in queue.traits))
-        time_N = torch.zeros_like(row_N)
-        return Slots(queue.shopper_id[row_N], state, traits, self._blank, row_N, time_N)
+        shopper_id_N, time_N = queue.shopper_id[row_N], torch.zeros_like(row_N)
+        cut_N = torch.full_like(row_N, self._max_steps)
+        return Slots(shopper_id_N, state, traits, self._blank, row_N, time_N, cut_N)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so
@@ -340,6 +397,34 @@ def _zip(first: Sessions, second: Sessions, function: Any) -> Sessions:
         function(first.first_observation, second.first_observation),
         None if first.candidate is None else function(first.candidate, second.candidate),
     )
+
+
+def _plain(leaf: Any) -> Any:
+    """Named tuples as dictionaries."""
+    if isinstance(leaf, tuple) and hasattr(leaf, "_asdict"):
+        return {k: _plain(v) for k, v in leaf._asdict().items() if v is not None}
+    return leaf
+
+
+def _filled(like: Any, kept: Any, tensor: Callable[[Any], Tensor]) -> Any:
+    """A named tuple such as ``like`` from dictionaries of tensors."""
+    if like is None:
+        return None
+    if not hasattr(like, "_fields"):
+        return tensor(kept)
+    values = (_filled(getattr(like, name), kept.get(name), tensor) for name in like._fields)
+    return type(like)(*values)
+
+
+def _check_like(name: str, kept: Any, like: Any, num_envs: int) -> None:
+    """Refuse what has other parts or sizes; a queue may be of any length."""
+    if isinstance(like, dict):
+        if set(kept) != set(like):
+            raise ValueError(f"its {name} has other parts")
+        for part in like:
+            _check_like(part, kept[part], like[part], num_envs)
+    elif tuple(kept.shape[1:]) != tuple(like.shape[1:]) or len(kept) < num_envs:
+        raise ValueError(f"its {name} is of another size")
 
 
 def _either(mask_N: Tensor, new: Slots, old: Slots) -> Slots:

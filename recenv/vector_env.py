@@ -15,7 +15,7 @@ from recenv.catalogue import IntArray
 from recenv.dynamics import Array, Outcome, State, Traits
 from recenv.errors import UsageError, check_options
 from recenv.population import Sessions
-from recenv.shop import Memory, Shop, as_number
+from recenv.shop import Memory, Shop, as_number, session_steps
 
 OPTIONS = ("first_session_steps", "reset_mask")  # of reset
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -80,6 +80,11 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._over_N: Bools  # whether the last step ended its session
         # where each slot's luck begins in the flattened (N, T) arrays
         self._first_luck_N = np.arange(num_envs) * self.shop.horizon
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What it was made with."""
+        return dict(self._keywords)
 
     def sibling(self, num_envs: int, **changes: Any) -> Self:
         """Another environment of the same shop, with ``num_envs`` slots and other keywords."""
@@ -295,7 +300,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._cut_N = self._first_luck_N + self._max_steps
         self._cuts = self._max_steps < self.shop.horizon or first_session_steps is not None
         if first_session_steps is not None:
-            steps_N = _counts(first_session_steps, self.num_envs)
+            steps_N = session_steps(first_session_steps, self.num_envs)
             self._cut_N = self._first_luck_N + np.minimum(steps_N, self._max_steps)
         self._over_N = np.zeros(self.num_envs, dtype=np.bool_)
 
@@ -373,10 +378,3 @@ def _mask(mask: Any, num_envs: int) -> Bools | None:
     if mask_N.shape != (num_envs,) or mask_N.dtype != np.bool_:
         raise UsageError(f"reset_mask must be {num_envs} booleans")
     return mask_N
-
-
-def _counts(steps: Any, num_envs: int) -> IntArray:
-    steps_N = np.asarray(steps)
-    if steps_N.shape != (num_envs,) or steps_N.dtype.kind not in "iu" or steps_N.min() < 1:
-        raise UsageError(f"first_session_steps must be {num_envs} whole numbers of at least 1")
-    return steps_N.astype(np.int64)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from recenv.errors import UsageError  # noqa: E402
 from recenv.shop import OBSERVATIONS  # noqa: E402
-from recenv.torch_env import RecsysTorchEnv  # noqa: E402
+from recenv.torch_env import RESERVE, RecsysTorchEnv  # noqa: E402
+from recenv.vector_env import RecsysVectorEnv  # noqa: E402
 
 N = 5
 LIVELY: dict[str, Any] = {
@@ -133,3 +139,83 @@ def test_nobody_can_be_served_before_the_first_reset(refuses: Any) -> None:
 def test_bad_actions_are_refused(refuses: Any, item_N: Any, pattern: str) -> None:
     with refuses(pattern):
         made().step(item_N)
+
+
+def test_sessions_are_cut_like_those_of_the_vector_env() -> None:
+    keywords = LIVELY | {"max_episode_steps": 4}
+    vector, tensors = RecsysVectorEnv(N, **keywords), RecsysTorchEnv(N, **keywords)
+    options = {"first_session_steps": np.array([1, 2, 3, 4, 6])}
+    vector.reset(seed=3, options=options)
+    tensors.reset(seed=3, options=options)
+    cut, rng = 0, np.random.default_rng(0)
+    for _ in range(60):
+        item_N = rng.integers(12, size=N)
+        seen, reward_N, terminated_N, truncated_N, info = vector.step(item_N)
+        other, *rest, told = tensors.step(torch.as_tensor(item_N))
+        np.testing.assert_allclose(other, seen, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip((reward_N, terminated_N, truncated_N), rest, strict=True):
+            np.testing.assert_array_equal(theirs, ours)
+        for slot in np.flatnonzero(truncated_N):
+            np.testing.assert_allclose(
+                told["final_obs"][slot], info["final_obs"][slot], rtol=1e-4, atol=1e-5
+            )
+        cut += int(truncated_N.sum())
+    assert cut > 20
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_it_goes_on_from_a_checkpoint_to_the_bit(observation: str) -> None:
+    env = made(observation=observation)
+    play(env, 37)
+    kept = copy.deepcopy(env.checkpoint())
+    expected = play(env, 120)
+    other = RecsysTorchEnv(N, **(LIVELY | {"observation": observation}))
+    other.restore(kept)
+    assert same(play(other, 120), expected)
+    with pytest.raises(UsageError, match="this checkpoint is not of such an environment"):
+        RecsysTorchEnv(N + 60, **LIVELY).restore(kept)
+
+
+def test_no_step_waits_for_the_device() -> None:
+    """Nothing is read on the host but the count of newcomers, every fourth step at most and
+    as it was a step ago."""
+    env = made()
+    item_N = torch.zeros(N, dtype=torch.int64)
+    asked: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                asked.append(t)
+            return func(*args, **(kwargs or {}))
+
+    env._validate = lambda actions: actions  # type: ignore[method-assign] # waits on the cpu alone
+    counted = None
+    with Watch():
+        for t in range(100):
+            before = env._next
+            env.step(item_N)
+            if asked and asked[-1] == t:
+                assert counted is not before  # a step old: the device is done with it
+            counted = before
+    assert asked
+    assert min(b - a for a, b in pairwise(asked)) >= RESERVE // 2
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_step() -> None:
+    plain, compiled = made(), made(compile=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        item_N = torch.randint(12, (N,), generator=generator)
+        *ours, info = plain.step(item_N)
+        *theirs, other = compiled.step(item_N)
+        for one, two in zip([*ours, *info.values()], [*theirs, *other.values()], strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_compile_is_a_switch(refuses: Any) -> None:
+    with refuses("compile must be true or false, got 'fast'"):
+        made(compile="fast")
