@@ -13,11 +13,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from agents.base import MANY, POSITIVE, Bounds, draw
-from agents.sb3_bridge import SB3Agent
+from agents.on_device import BACKENDS, DeviceBridge, OnDevice
+from agents.sb3_bridge import SB3Agent, SB3Bridge
 from agents.scorer import Scorer
 from agents.towers import TwoTowerActor
 from agents.warm_start import take_over
-from recenv.errors import UsageError
+from recenv.errors import UsageError, unknown
+from recenv.vector_env import RecsysVectorEnv
 
 HYPERPARAMETERS: Bounds = {
     "n_steps": (1, MANY),
@@ -88,6 +90,10 @@ class CriticFirstPPO(PPO):
         super().train()
 
 
+class DevicePPO(OnDevice, CriticFirstPPO):
+    """The same with shoppers on the device."""
+
+
 class PPOAgent(SB3Agent):
     """Proximal policy optimisation with large minibatches of many shoppers.
 
@@ -98,6 +104,8 @@ class PPOAgent(SB3Agent):
         temperature: after a warm start the policy is a softmax of the scorer's log odds
             divided by it.
         critic_first: environment steps after a warm start in which only the critic learns.
+        backend: "sb3" (shoppers on numpy), or "device": shoppers are tensors where the
+            network is, and rollouts never leave it.
     """
 
     name: ClassVar[str] = "ppo"
@@ -127,9 +135,15 @@ class PPOAgent(SB3Agent):
         actor_arch: Sequence[int] | None = None,
         temperature: float = 0.5,
         critic_first: int = 10_000,
+        backend: str = "sb3",
         **settings: Any,
     ):
         super().__init__(**settings)
+        if backend not in BACKENDS:
+            raise unknown("agent.backend", str(backend), BACKENDS)
+        self.backend = backend
+        if backend == "device":
+            self.algorithm = DevicePPO
         self.minibatches = minibatches
         self.actor_arch = None if actor_arch is None else self.widths("actor_arch", actor_arch)
         self.temperature, self.critic_first = temperature, critic_first
@@ -147,6 +161,16 @@ class PPOAgent(SB3Agent):
     def hyperparameters(self) -> dict[str, Any]:
         batch_size = self.num_envs * self.given["n_steps"] // self.minibatches
         return self.given | {"batch_size": batch_size}
+
+    def _bridge_to(self, env: RecsysVectorEnv, first_N: np.ndarray) -> SB3Bridge:
+        if self.backend == "sb3":
+            return super()._bridge_to(env, first_N)
+        if self._before is not None:
+            raise UsageError(
+                "agent.backend=device has no interest model before the policy: take "
+                "agent.freeze_encoder=false, or agent.backend=sb3"
+            )
+        return DeviceBridge(env, self.training_seed, self.reward_scale, first_N, self._torch)
 
     def _policy_keywords(self) -> dict[str, Any]:
         keywords = super()._policy_keywords()
@@ -186,5 +210,6 @@ class PPOAgent(SB3Agent):
             "actor_arch": self.actor_arch,
             "temperature": self.temperature,
             "critic_first": self.critic_first,
+            "backend": self.backend,
         }
         return super().settings() | self.given | own

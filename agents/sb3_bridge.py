@@ -313,7 +313,7 @@ class SB3Agent(Agent):
         if env.num_envs != self.num_envs:
             env = env.sibling(self.num_envs)
         first_N = stagger(env, self.rng)
-        bridge = SB3Bridge(env, self.training_seed, self.reward_scale, first_N, self._before)
+        bridge = self._bridge_to(env, first_N)
         self.meter = bridge.meter
         return self.algorithm(
             policy=self.tower_policy if self.two_tower else self.policy,
@@ -323,6 +323,10 @@ class SB3Agent(Agent):
             policy_kwargs=self._policy_keywords(),
             **self.hyperparameters(),
         )
+
+    def _bridge_to(self, env: RecsysVectorEnv, first_N: np.ndarray) -> SB3Bridge:
+        """What the algorithm learns through; the first sessions are cut to (N,) steps."""
+        return SB3Bridge(env, self.training_seed, self.reward_scale, first_N, self._before)
 
     @property
     def _before(self) -> Reader | None:

@@ -118,6 +118,11 @@ class RecsysTorchEnv:
         self._steps_left: int  # for how many steps the newcomers are sure to last
 
     @property
+    def cuts(self) -> bool:
+        """Whether sessions are cut before their horizon, the first ones aside."""
+        return self._max_steps < self.shop.horizon
+
+    @property
     def state(self) -> State:
         """The shoppers' latent state; for oracles, not for learners."""
         return self._met().state

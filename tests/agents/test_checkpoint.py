@@ -34,6 +34,7 @@ VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     (LinUCB, {"delay": 3, "update_every": 2, "shopper_size": 4, "forgetting": 0.999}, {}),
     (LinUCB, {"disjoint": True}, {}),
     (PPOAgent, {"head": "two_tower"}, {}),
+    (PPOAgent, {"backend": "device"}, {}),
     (DQNAgent, {"head": "two_tower"}, {}),
     (Scorer, {"shopper": "encoder", "encoder": "gru"}, REGULARS),
     (PPOAgent, {"encoder": "gru", "encoder_width": 8, "pretrain_steps": 512}, REGULARS),

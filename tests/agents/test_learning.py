@@ -48,6 +48,7 @@ def earned(cls: type[Agent]) -> float:
         (EnsembleTS, {"num_envs": 64, "members": 4}, 40_000, 0.85),
         (Scorer, {"num_envs": 64}, 40_000, 0.9),
         (PPOAgent, {"num_envs": 128}, 60_000, 0.8),
+        (PPOAgent, {"num_envs": 128, "backend": "device"}, 60_000, 0.8),
         (DQNAgent, {"num_envs": 32, "learning_starts": 1000}, 40_000, 0.75),
     ],
     ids=lambda value: getattr(value, "name", None),
