@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import matplotlib as mpl
 import pytest
 import torch
 
 mpl.use("Agg")
+# a process that was started in the background ignores Ctrl-C, and so would all that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

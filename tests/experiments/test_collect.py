@@ -342,13 +342,16 @@ def test_a_trained_agent_serves_in_its_own_shop(tmp_path: Path) -> None:
 def test_an_interrupted_collection_leaves_nothing(tmp_path: Path) -> None:
     words = ["agent=random", "episodes=1000000", "num_envs=8", f"out={tmp_path / 'log'}"]
     asked = [sys.executable, "-m", "experiments.collect", *words, "progress=false"]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    process = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
         for _ in range(600):
             if (tmp_path / ".log.part").exists():
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert told.strip() == "interrupted"
     assert not list(tmp_path.iterdir())
