@@ -261,8 +261,8 @@ def test_settings_that_are_none_are_refused(tmp_path, text):
 def test_settings_of_another_version_are_refused(tmp_path):
     make_agent(PPOAgent).save(tmp_path)
     settings = json.loads((tmp_path / "agent.json").read_text())
-    (tmp_path / "agent.json").write_text(json.dumps(settings | {"temperature": 3}))
-    assert "temperature" in refusal(PPOAgent, tmp_path)
+    (tmp_path / "agent.json").write_text(json.dumps(settings | {"humour": 3}))
+    assert "humour" in refusal(PPOAgent, tmp_path)
     (tmp_path / "agent.json").write_text(json.dumps(settings | {"gamma": 3}))
     assert "agent.gamma must lie in 0..1" in refusal(PPOAgent, tmp_path)
     (tmp_path / "agent.json").write_text(json.dumps(settings | {"net_arch": [17]}))

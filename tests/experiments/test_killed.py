@@ -1,7 +1,7 @@
 """A run that is killed, terminated or out of disk goes on, and ends as one that never was.
 
 The whole check, ten kills at random moments of a run of PPO and of one of DQN through the
-front door: ``pytest -m slow tests/experiments/test_killed.py``; a few minutes.
+front door: ``pytest -m long tests/experiments/test_killed.py``; a few minutes.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ def test_resume_takes_the_directory_wherever_it_lies_and_nothing_else(
 KILLS = 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_ten_kills_at_random_moments_change_no_figure(agent: str, tmp_path: Path) -> None:
     words = [f"agent={agent}", "env.num_items=20", "eval.shoppers=1000", "progress=false"]
