@@ -103,7 +103,6 @@ class PPOAgent(SB3Agent):
             a warm start they are the scorer's.
         temperature: after a warm start the policy is a softmax of the scorer's log odds
             divided by it.
-        critic_first: environment steps after a warm start in which only the critic learns.
         backend: "sb3" (shoppers on numpy), or "device": shoppers are tensors where the
             network is, and rollouts never leave it.
     """
@@ -117,7 +116,6 @@ class PPOAgent(SB3Agent):
             "minibatches": (1, MANY),
             "actor_arch": (1, 65_536),
             "temperature": (POSITIVE, 1e6),
-            "critic_first": (0, MANY),
         }
     )
 
@@ -134,7 +132,6 @@ class PPOAgent(SB3Agent):
         clip_range: float = 0.2,
         actor_arch: Sequence[int] | None = None,
         temperature: float = 0.5,
-        critic_first: int = 10_000,
         backend: str = "sb3",
         **settings: Any,
     ):
@@ -146,8 +143,8 @@ class PPOAgent(SB3Agent):
             self.algorithm = DevicePPO
         self.minibatches = minibatches
         self.actor_arch = None if actor_arch is None else self.widths("actor_arch", actor_arch)
-        self.temperature, self.critic_first = temperature, critic_first
-        self.check(temperature=temperature, critic_first=critic_first)
+        self.temperature = temperature
+        self.check(temperature=temperature)
         given = locals()
         self.given = {name: given[name] for name in HYPERPARAMETERS}
         self.check(minibatches=minibatches, **self.given)
@@ -185,7 +182,6 @@ class PPOAgent(SB3Agent):
         assert isinstance(model, CriticFirstPPO)
         hidden = model.policy.mlp_extractor.networks.policy_net[0]
         take_over(scorer, hidden, model.policy.action_net, 1.0 / self.temperature)
-        model.critic_first = self.critic_first
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
         # not from the policy's distribution, whose checks cost more than the network
@@ -209,7 +205,6 @@ class PPOAgent(SB3Agent):
             "minibatches": self.minibatches,
             "actor_arch": self.actor_arch,
             "temperature": self.temperature,
-            "critic_first": self.critic_first,
             "backend": self.backend,
         }
         return super().settings() | self.given | own

@@ -169,6 +169,8 @@ class SB3Agent(Agent):
         tower_width: of a query and an item's tower.
         item_ids: whether items have embeddings of their own beside their features.
         warm_start: a scorer's run directory, with whose towers it begins (see ``warm_start``).
+        critic_first: environment steps after a warm start in which only the values of states
+            are learned.
         encoder, encoder_width, interest, pretrain_steps, freeze_encoder: how it reads
             behaviour, see ``agents.interest.perception``.
     """
@@ -191,6 +193,7 @@ class SB3Agent(Agent):
         "net_arch": (1, 65_536),
         "reward_scale": (POSITIVE, 1e9),
         "tower_width": (1, 65_536),
+        "critic_first": (0, MANY),
         "encoder_width": (4, 65_536),
         "pretrain_steps": (0, MANY),
     }
@@ -204,6 +207,7 @@ class SB3Agent(Agent):
         tower_width: int = 32,
         item_ids: bool = True,
         warm_start: str | None = None,
+        critic_first: int = 10_000,
         encoder: str | None = None,
         encoder_width: int = 64,
         interest: str | None = None,
@@ -230,7 +234,8 @@ class SB3Agent(Agent):
                 "a scorer's towers read observations as they are: leave out agent.warm_start, or "
                 "agent.encoder and agent.interest"
             )
-        self.warm_start = warm_start
+        self.check(critic_first=critic_first)
+        self.warm_start, self.critic_first = warm_start, critic_first
         self.net_arch = self.widths("net_arch", net_arch)
         self.reward_scale = reward_scale
         self._model: BaseAlgorithm | None = None
@@ -284,6 +289,7 @@ class SB3Agent(Agent):
         self.fit_to(scorer)
         model = self._make()
         self.take_over(scorer, model)
+        model.critic_first = self.critic_first
         return model
 
     @abstractmethod
@@ -469,7 +475,7 @@ class SB3Agent(Agent):
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
         heads = {"head": self.head, "tower_width": self.tower_width, "item_ids": self.item_ids}
         # what was taken over is its own by now
-        own |= heads | {"warm_start": None}
+        own |= heads | {"warm_start": None, "critic_first": self.critic_first}
         return super().settings() | own | self.perception.settings()
 
     @classmethod

@@ -154,3 +154,24 @@ def test_goes_on_to_the_bit_from_a_checkpoint(cls, tmp_path):
         agent.restore(kept[part])
         agent.learn(1280)
         np.testing.assert_array_equal(agent.score(observation), expected_NI)
+
+
+def test_the_ranking_waits_for_the_values_of_states(tmp_path):
+    teach(tmp_path)
+    agent = make_agent(DQNAgent, warm_start=str(tmp_path), critic_first=640)
+    observation = greet(agent.env)
+    seen, network = torch.as_tensor(observation), agent.model.q_net
+
+    def ranked() -> torch.Tensor:
+        with torch.no_grad():
+            return network.head(torch.cat([network.body(seen), seen], dim=1))
+
+    before_NI, weight = ranked(), network.value.weight.clone()
+    same: dict[int, bool] = {}
+    agent.learn(
+        1024,
+        lambda timesteps: same.update({timesteps: bool((ranked() == before_NI).all())}) or True,
+    )
+    assert all(kept for timesteps, kept in same.items() if timesteps <= 640)
+    assert not same[1024]
+    assert (network.value.weight != weight).any()
