@@ -34,27 +34,21 @@ HYPERPARAMETERS: Bounds = {
 REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-class PerShopperDQN(DQN):
-    """DQN that explores for each shopper by herself.
+class PerShopper:
+    """Mixed into DQN it explores for each shopper by herself.
 
     stable-baselines3 draws once for the whole batch, so that all shoppers explore or none.
-
-    For the first ``critic_first`` steps only the values of states are learned: items that are
-    ranked well already would be led astray by errors in what all of them have in common.
     """
 
-    critic_first = 0
+    policy: Any
+    action_space: Any
+    seed: int | None
+    exploration_rate: float
 
     def _setup_model(self) -> None:
         super()._setup_model()
         # not the stream that the agent's other draws come from
         self._explorer = generator(Role.AGENT, self.seed or 0).spawn(1)[0]
-
-    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        network = self.policy.q_net
-        for module in (network.body, network.head) if self.critic_first else ():
-            module.requires_grad_(self.num_timesteps > self.critic_first)
-        super().train(gradient_steps, batch_size)
 
     def predict(
         self,
@@ -69,6 +63,22 @@ class PerShopperDQN(DQN):
         explores_N = self._explorer.random(np.shape(item_N)) < self.exploration_rate
         random_N = self._explorer.integers(self.action_space.n, size=np.shape(item_N))
         return np.where(explores_N, random_N, item_N), state
+
+
+class PerShopperDQN(PerShopper, DQN):
+    """stable-baselines3's DQN with this exploration.
+
+    For the first ``critic_first`` steps only the values of states are learned: items that are
+    ranked well already would be led astray by errors in what all of them have in common.
+    """
+
+    critic_first = 0
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        network = self.policy.q_net
+        for module in (network.body, network.head) if self.critic_first else ():
+            module.requires_grad_(self.num_timesteps > self.critic_first)
+        super().train(gradient_steps, batch_size)
 
 
 class DQNAgent(SB3Agent):

@@ -16,7 +16,7 @@ from agents.base import MANY, POSITIVE, Bounds, draw
 from agents.on_device import BACKENDS, DeviceBridge, OnDevice
 from agents.sb3_bridge import SB3Agent, SB3Bridge
 from agents.scorer import Scorer
-from agents.towers import TwoTowerActor
+from agents.towers import TowerActor
 from agents.warm_start import take_over
 from recenv.errors import UsageError, unknown
 from recenv.vector_env import RecsysVectorEnv
@@ -70,24 +70,30 @@ class ShortcutPolicy(ActorCriticPolicy):
         self.mlp_extractor = ShortcutExtractor(self.mlp_extractor, self.features_dim)
 
 
-class TowerPolicy(TwoTowerActor, ShortcutPolicy):
+class TowerPolicy(TowerActor, ShortcutPolicy):
     """The same with an item-conditioned head."""
 
 
-class CriticFirstPPO(PPO):
-    """PPO whose actor stays as it is for the first ``critic_first`` steps.
+class CriticFirst:
+    """Mixed into PPO it leaves the actor as it is for the first ``critic_first`` steps.
 
     An actor that begins well would be led astray by the advantages of a critic that has
     learned nothing.
     """
 
     critic_first = 0
+    policy: Any
+    num_timesteps: int
 
     def train(self) -> None:
         networks = self.policy.mlp_extractor.networks
         for module in (self.policy.action_net, networks.policy_net) if self.critic_first else ():
             module.requires_grad_(self.num_timesteps > self.critic_first)
         super().train()
+
+
+class CriticFirstPPO(CriticFirst, PPO):
+    """stable-baselines3's PPO, which may begin with the critic."""
 
 
 class DevicePPO(OnDevice, CriticFirstPPO):
@@ -179,7 +185,7 @@ class PPOAgent(SB3Agent):
         self.actor_arch = [scorer.hidden]
 
     def take_over(self, scorer: Scorer, model: BaseAlgorithm) -> None:
-        assert isinstance(model, CriticFirstPPO)
+        assert isinstance(model, CriticFirst)
         hidden = model.policy.mlp_extractor.networks.policy_net[0]
         take_over(scorer, hidden, model.policy.action_net, 1.0 / self.temperature)
 

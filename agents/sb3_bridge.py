@@ -146,6 +146,8 @@ class SB3Bridge(VecEnv):
         self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
         result = getattr(self.env, method_name)(*args, **kwargs)
+        if method_name == "action_masks":  # which are of each shopper
+            return list(result[list(self._get_indices(indices))])
         return [result] * len(list(self._get_indices(indices)))
 
     def env_is_wrapped(

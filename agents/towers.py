@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from stable_baselines3.common.distributions import CategoricalDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
@@ -189,17 +189,19 @@ class LeanCategorical(CategoricalDistribution):
         return self.log_share_NI.argmax(dim=1)
 
 
-class TwoTowerActor(ActorCriticPolicy):
+class TowerActor:
     """Mixed into a policy of stable-baselines3 it gives the actor a ``TwoTowerHead``."""
 
+    softmax: ClassVar[type[LeanCategorical]] = LeanCategorical
     action_net: TwoTowerHead
+    action_space: Any
 
     def __init__(self, *args: Any, make_head: MakeHead, **settings: Any):
         self._make_head = make_head
         super().__init__(*args, **settings)
 
     def _build(self, lr_schedule: Any) -> None:
-        self.action_dist = LeanCategorical(int(self.action_space.n), self._make_head)
+        self.action_dist = self.softmax(int(self.action_space.n), self._make_head)
         super()._build(lr_schedule)
         self.action_net.start()  # what was built has the library's initial weights
 

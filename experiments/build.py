@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import conf
 from agents.base import Agent
-from recenv.errors import UsageError, unknown
+from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.gate import GateShop
 from recenv.shop import Shop
 from recenv.vector_env import RecsysVectorEnv
@@ -44,6 +44,8 @@ def agent_class(agent: dict[str, Any]) -> type[Agent]:
     try:
         cls = get_class(target)
     except (ImportError, ValueError) as error:
+        if isinstance(error.__cause__, MissingExtra):
+            raise error.__cause__ from None
         raise UsageError(f"agent class {target} cannot be imported: {error}") from None
     if not issubclass(cls, Agent):
         raise UsageError(f"{target} is no agent: it does not derive from agents.base.Agent")

@@ -159,6 +159,11 @@ class Shop:
     def num_actions(self) -> int:
         return self.num_items
 
+    @property
+    def masks(self) -> bool:
+        """Whether some actions may not be open to all shoppers at all times."""
+        return False
+
     def misstep(self, action: str) -> UsageError:
         """The error for a whole number that is no action."""
         return UsageError(f"{action} is not in the catalogue 0..{self.num_items - 1}")

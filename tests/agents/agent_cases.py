@@ -17,8 +17,10 @@ from agents.baselines.item_content import ItemContent
 from agents.baselines.mf import MF
 from agents.baselines.user_cf import UserCF
 from agents.dqn import DQNAgent
+from agents.maskable_ppo import MaskablePPOAgent
 from agents.planning import PlanningOracle
 from agents.ppo import PPOAgent
+from agents.qrdqn import QRDQNAgent
 from agents.references import (
     EpsilonOracle,
     IndexPolicy,
@@ -30,6 +32,15 @@ from agents.references import (
 from agents.scorer import Scorer
 from recenv.vector_env import RecsysVectorEnv
 
+SMALL_PPO = {"num_envs": 32, "n_steps": 8, "minibatches": 2, "n_epochs": 1, "net_arch": [16]}
+SMALL_DQN = {
+    "num_envs": 32,
+    "learning_starts": 128,
+    "buffer_size": 4000,
+    "batch_size": 64,
+    "target_update_interval": 256,
+    "net_arch": [16],
+}
 SMALL: dict[type[Agent], dict[str, Any]] = {
     Random: {"num_envs": 32},
     MyopicOracle: {"num_envs": 32},
@@ -60,21 +71,10 @@ SMALL: dict[type[Agent], dict[str, Any]] = {
     NeuralLinearTS: {"num_envs": 32, "width": 4, "hidden": 8, "batch_size": 64},
     EnsembleTS: {"num_envs": 32, "members": 3, "width": 4, "hidden": 8, "batch_size": 64},
     Scorer: {"num_envs": 32, "width": 8, "hidden": 16, "batch_size": 64},
-    PPOAgent: {
-        "num_envs": 32,
-        "n_steps": 8,
-        "minibatches": 2,
-        "n_epochs": 1,
-        "net_arch": [16],
-    },
-    DQNAgent: {
-        "num_envs": 32,
-        "learning_starts": 128,
-        "buffer_size": 4000,
-        "batch_size": 64,
-        "target_update_interval": 256,
-        "net_arch": [16],
-    },
+    PPOAgent: SMALL_PPO,
+    MaskablePPOAgent: SMALL_PPO,
+    DQNAgent: SMALL_DQN,
+    QRDQNAgent: SMALL_DQN | {"quantiles": 5},
 }
 AGENTS = list(SMALL)
 ORACLES = [MyopicOracle, EpsilonOracle, IndexPolicy, PlanningOracle]
@@ -83,8 +83,8 @@ CONTEXT_FREE = [EpsilonGreedy, UCB1, BetaTS]
 LINEAR = [LinUCB, LinTS, LogisticTS]
 BANDITS = [*CONTEXT_FREE, *LINEAR, NeuralLinearTS, EnsembleTS]
 BASELINES = [UserCF, ItemContent, MF]
-LEARNERS = [Popularity, Rotation, *BASELINES, *BANDITS, Scorer, PPOAgent, DQNAgent]
-ON_SB3 = [PPOAgent, DQNAgent]
+ON_SB3 = [PPOAgent, MaskablePPOAgent, DQNAgent, QRDQNAgent]
+LEARNERS = [Popularity, Rotation, *BASELINES, *BANDITS, Scorer, *ON_SB3]
 # A shop in which everything happens soon.
 SHOP = {"num_items": 12, "num_categories": 3, "interest_dim": 4, "horizon": 8}
 

@@ -20,7 +20,9 @@ from agents.base import Agent
 from agents.baselines.mf import MF
 from agents.baselines.user_cf import UserCF
 from agents.dqn import DQNAgent
+from agents.maskable_ppo import MaskablePPOAgent
 from agents.ppo import PPOAgent
+from agents.qrdqn import QRDQNAgent
 from agents.references import Rotation
 from agents.scorer import Scorer
 from recenv.errors import UsageError
@@ -36,6 +38,8 @@ VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     (PPOAgent, {"head": "two_tower"}, {}),
     (PPOAgent, {"backend": "device"}, {}),
     (DQNAgent, {"head": "two_tower"}, {}),
+    (MaskablePPOAgent, {"head": "two_tower"}, {}),
+    (QRDQNAgent, {"head": "two_tower"}, {}),
     (Scorer, {"shopper": "encoder", "encoder": "gru"}, REGULARS),
     (PPOAgent, {"encoder": "gru", "encoder_width": 8, "pretrain_steps": 512}, REGULARS),
     (DQNAgent, {"encoder": "mlp", "pretrain_steps": 512, "freeze_encoder": False}, REGULARS),

@@ -13,6 +13,7 @@ from agent_cases import ON_SB3, greet, make_agent, make_env
 from agents.dqn import DQNAgent
 from agents.features import features_as_in, item_layout
 from agents.ppo import PPOAgent, ShortcutPolicy, TowerPolicy
+from agents.qrdqn import QRDQNAgent
 from agents.references import Random
 from agents.rollout import play
 from agents.towers import MANY_ITEMS, ItemTower, LeanCategorical, Shelf, find, rows
@@ -83,7 +84,8 @@ def test_learning_moves_both_towers(cls):
     before = {name: value.clone() for name, value in agent.model.policy.state_dict().items()}
     agent.learn(1024)
     after = agent.model.policy.state_dict()
-    head = "action_net" if cls is PPOAgent else "q_net.head"
+    names = {PPOAgent: "action_net", DQNAgent: "q_net.head", QRDQNAgent: "quantile_net.head"}
+    head = next(names[base] for base in cls.__mro__ if base in names)
     for name in ("query.weight", "items.feature.weight", "items.own"):
         assert (before[f"{head}.{name}"] != after[f"{head}.{name}"]).any(), name
 

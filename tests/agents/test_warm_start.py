@@ -10,10 +10,12 @@ from agent_cases import ON_SB3, greet, make_agent, make_env
 from agents import checkpoint
 from agents.dqn import DQNAgent
 from agents.ppo import PPOAgent
+from agents.qrdqn import QRDQNAgent
 from agents.scorer import Scorer
 from recenv.errors import UsageError
 
-both = pytest.mark.parametrize("cls", ON_SB3, ids=lambda cls: cls.name)
+WARM = [cls for cls in ON_SB3 if cls is not QRDQNAgent]
+both = pytest.mark.parametrize("cls", WARM, ids=lambda cls: cls.name)
 
 
 def teach(path, **settings):
@@ -46,8 +48,8 @@ def test_begins_with_the_scorers_towers(cls, item, tmp_path):
     agent = make_agent(cls, warm_start=str(tmp_path), tower_width=12)
     observation = greet(agent.env, steps=3)
     expected_NI = by_dot_product(scorer, observation)
-    scale = 2.0 if cls is PPOAgent else 0.3 * 0.5
-    if cls is PPOAgent:
+    scale = 2.0 if issubclass(cls, PPOAgent) else 0.3 * 0.5
+    if issubclass(cls, PPOAgent):
         found_NI = agent.score(observation)
     else:
         seen = torch.as_tensor(observation)
@@ -68,13 +70,15 @@ def test_a_narrow_head_becomes_as_wide_as_the_scorer(cls, tmp_path):
     assert agent.tower_width == 8
     observation = greet(agent.env)
     best_N = by_dot_product(scorer, observation).argmax(axis=1)
-    assert (agent.predict(observation)[0] == best_N).mean() > (0.99 if cls is PPOAgent else 0.9)
+    assert (agent.predict(observation)[0] == best_N).mean() > (
+        0.99 if issubclass(cls, PPOAgent) else 0.9
+    )
 
 
 @both
 def test_learns_on_and_comes_back_without_the_scorer(cls, tmp_path):
     teach(tmp_path / "scorer")
-    settings = {"critic_first": 0} if cls is PPOAgent else {}
+    settings = {"critic_first": 0} if issubclass(cls, PPOAgent) else {}
     agent = make_agent(cls, warm_start=str(tmp_path / "scorer"), **settings)
     observation = greet(agent.env)
     before_NI = agent.score(observation)
@@ -137,7 +141,7 @@ def test_refuses_what_it_cannot_begin_with(cls, tmp_path):
 def test_goes_on_to_the_bit_from_a_checkpoint(cls, tmp_path):
     """Also where only the critic has learned so far."""
     teach(tmp_path)
-    settings = {"critic_first": 512} if cls is PPOAgent else {}
+    settings = {"critic_first": 512} if issubclass(cls, PPOAgent) else {}
     kept: list[dict] = []
     agent = make_agent(cls, warm_start=str(tmp_path), **settings)
 
@@ -175,3 +179,8 @@ def test_the_ranking_waits_for_the_values_of_states(tmp_path):
     assert all(kept for timesteps, kept in same.items() if timesteps <= 640)
     assert not same[1024]
     assert (network.value.weight != weight).any()
+
+
+def test_quantiles_have_no_warm_start(tmp_path):
+    with pytest.raises(UsageError, match=r"agent\.warm_start is for ppo, maskable_ppo and dqn"):
+        make_agent(QRDQNAgent, warm_start=str(tmp_path))
