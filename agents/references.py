@@ -33,6 +33,11 @@ from recenv.seeding import Role, derive_seed
 from recenv.vector_env import RecsysVectorEnv
 
 
+def true_interest(env: RecsysVectorEnv) -> np.ndarray:
+    """What the shoppers want (N, D): for figures that only a simulator can give, for no agent."""
+    return np.array(env.state.interest, dtype=np.float32)
+
+
 class Random(Agent):
     """A random item: the low reference of the normalised score."""
 

@@ -26,7 +26,7 @@ LOGS = {
     "experiments.collect": ("episodes=300", "env.num_items=20"),
     "experiments.preprocess": (),
     "experiments.fit": ("epochs=2", "eval.shoppers=1000"),
-    "experiments.rank": ("epochs=2",),
+    "experiments.rank": (),
 }
 SMALL = ("experiment=quick", "progress=false", "eval.points=2", "total_timesteps=3000")
 

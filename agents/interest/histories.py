@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.base import Agent, Callback
+from agents.references import true_interest
 from recenv.errors import UsageError
 from recenv.shop import as_number
 from recenv.vector_env import RecsysVectorEnv
@@ -164,7 +165,7 @@ def _serve(
             item_N, state = agent.predict(observation, state, start_N)
             item_N = np.where(rng.random(n) < explore, random_N, item_N)
         shopper_N = env.shopper_id_N.copy()
-        interest_ND = env.state.interest.astype(np.float32) if truth else None
+        interest_ND = true_interest(env) if truth else None
         observation, _, terminated_N, truncated_N, info = env.step(item_N)
         start_N = terminated_N | truncated_N
         event_N = info.get("final_info", info)["event"].astype(np.int64)
