@@ -220,7 +220,7 @@ class Agent(Resumable, ABC):
     ) -> Prediction:
         """The items to recommend, (N, S) -> (N,), and the recurrent state (passed through)."""
         batch, single = as_batch(observation, self.env)
-        item_N = np.argmax(self.score(batch), axis=1)
+        item_N = np.argmax(self.among_open(self.score(batch)), axis=1)
         return (item_N[0] if single else item_N), state
 
     def recommend(self, observation: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +236,7 @@ class Agent(Resumable, ABC):
         if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= self.num_actions:
             raise UsageError(f"k must be a whole number in 1..{self.num_actions}, got {k!r}")
         batch, single = as_batch(observation, self.env)
-        score_NI = self.score(batch)
+        score_NI = self.among_open(self.score(batch))
         best_Nk = _best(score_NI, int(k))
         order_Nk = np.argsort(-np.take_along_axis(score_NI, best_Nk, axis=1), axis=1, kind="stable")
         item_Nk = np.take_along_axis(best_Nk, order_Nk, axis=1)
@@ -265,7 +265,9 @@ class Agent(Resumable, ABC):
         item_N, random_share = self._serve_best(batch)
         share = 1.0 - (1.0 - explore) * (1.0 - random_share)
         shown_N = self.sometimes_random(item_N, share)
-        return shown_N, share / self.num_actions + (1.0 - share) * (shown_N == item_N)
+        open_NI = self.open_actions(len(batch))
+        choices_N = self.num_actions if open_NI is None else open_NI.sum(axis=1)
+        return shown_N, share / choices_N + (1.0 - share) * (shown_N == item_N)
 
     def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:
         """The best items (N,), and the share of random ones that the agent mixes in always."""
@@ -277,9 +279,27 @@ class Agent(Resumable, ABC):
         """Items drawn from the agent's own probabilities, and these, for ``serve``."""
         raise UsageError(f"agent {self.name} has no probabilities of its own: leave out stochastic")
 
+    def open_actions(self, count: int) -> np.ndarray | None:
+        """What is not out of stock for the shoppers of ``count`` observations (N, I); None
+        where everything is there, or where these are not the shoppers in the bound shop."""
+        env = self.env
+        return env.action_masks() if env.shop.masks and count == env.num_envs else None
+
+    def among_open(self, score_NI: np.ndarray) -> np.ndarray:
+        """The scores (N, I), minus infinity for what is out of stock."""
+        open_NI = self.open_actions(len(score_NI))
+        return score_NI if open_NI is None else np.where(open_NI, score_NI, -np.inf)
+
+    def random_actions(self, count: int) -> np.ndarray:
+        """Random items (N,) that are not out of stock."""
+        open_NI = self.open_actions(count)
+        if open_NI is None:
+            return self.rng.integers(self.num_actions, size=count)
+        return draw(open_NI.astype(np.float64), self.rng)
+
     def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
         """The items (N,), with ``share`` of them replaced by random ones, each by itself."""
-        random_N = self.rng.integers(self.num_actions, size=len(item_N))
+        random_N = self.random_actions(len(item_N))
         return np.where(self.rng.random(len(item_N)) < share, random_N, item_N)
 
     def settings(self) -> dict[str, Any]:

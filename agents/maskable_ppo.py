@@ -81,5 +81,10 @@ class MaskablePPOAgent(PPOAgent):
         if self.backend != "sb3":
             raise UsageError("agent.backend is for ppo: leave it out")
 
+    def _draw(self, batch: np.ndarray) -> np.ndarray:
+        masks = self.open_actions(len(batch))
+        item_N: np.ndarray = self.model.predict(batch, deterministic=False, action_masks=masks)[0]
+        return item_N
+
     def settings(self) -> dict[str, Any]:
         return {name: value for name, value in super().settings().items() if name != "backend"}

@@ -199,10 +199,13 @@ class PPOAgent(SB3Agent):
     def _serve_drawn(
         self, observation: np.ndarray, explore: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        logit_NI = self.score(observation).astype(np.float64)
+        logit_NI = self.among_open(self.score(observation).astype(np.float64))
         weight_NI = np.exp(logit_NI - logit_NI.max(axis=1, keepdims=True))
         own_NI = weight_NI / weight_NI.sum(axis=1, keepdims=True)
-        probability_NI = (1.0 - explore) * own_NI + explore / self.num_actions
+        open_NI = self.open_actions(len(own_NI))
+        choices_NI = np.ones_like(own_NI) if open_NI is None else open_NI.astype(np.float64)
+        random_NI = choices_NI / choices_NI.sum(axis=1, keepdims=True)
+        probability_NI = (1.0 - explore) * own_NI + explore * random_NI
         item_N = draw(probability_NI, self.rng)
         return item_N, np.take_along_axis(probability_NI, item_N[:, None], axis=1)[:, 0]
 

@@ -56,7 +56,7 @@ class Random(Agent):
         deterministic: bool = True,
     ) -> Prediction:
         batch, single = as_batch(observation, self.env)
-        item_N = self.rng.integers(self.num_actions, size=len(batch))
+        item_N = self.random_actions(len(batch))
         return (item_N[0] if single else item_N), state
 
     def _serve_best(self, observation: np.ndarray) -> tuple[np.ndarray, float]:

@@ -383,10 +383,15 @@ class SB3Agent(Agent):
             batch, memory = self._before.follow(batch, memory, episode_start)
             state = (memory.cpu().numpy(),)
         if deterministic:
-            item_N = np.argmax(self._score(batch), axis=1)
+            item_N = np.argmax(self.among_open(self._score(batch)), axis=1)
         else:
-            item_N, _ = self.model.predict(batch, deterministic=False)
+            item_N = self._draw(batch)
         return (item_N[0] if single else item_N), state
+
+    def _draw(self, batch: np.ndarray) -> np.ndarray:
+        """Items (N,) as the algorithm explores."""
+        item_N: np.ndarray = self.model.predict(batch, deterministic=False)[0]
+        return item_N
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         model = self.model

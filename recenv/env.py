@@ -58,6 +58,11 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
 
     `Discrete(I)`: the item to recommend. Items may be recommended again.
 
+    With `stock_out` that share of the items is out of stock, others in each session and the
+    same all through it; at least one is there. Which ones follows from the session's luck,
+    never from what is recommended. `action_masks()` tells what is there (I,). To recommend
+    what is not there is a refusal: nobody buys it, whatever else she would have done.
+
     ## Observation Space
 
     A flat float32 `Box`, with the bounds below and a thousandth more for rounding.
@@ -120,6 +125,9 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
       CART 3, PURCHASE 4 (SEARCH 5 is never a reply).
     - `reward_terms`: `purchase` (+1 or -1) and `leaving` (the charge, <= 0); they add up to
       the reward.
+    - with `stock_out` also `action_mask` (from `reset` too): 1 for the items that are there, as
+      `env.action_space.sample(mask)` takes it. The vectorized environment only has
+      `action_masks()` (N, I): a mask on every step would cost more than the step.
     - with `reveal=True` also `purchase_probability` of the item, and `regret`: twice the gap
       to the best item's probability, in expected reward of this step. Both cost a look at
       all items.
@@ -147,6 +155,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     | `difficulty` | `None` | utility taken off every item; None: the world's (**) |
     | `horizon` | `50` | T |
     | `num_shoppers` | `None` | size of the clientele; None: everybody is new |
+    | `stock_out` | `0.0` | share of the items that are out of stock in a session, at most 0.99 |
     | `observation` | `"latent"` | or `"behaviour"` |
     | `history` | `20` | H, interactions remembered in `"behaviour"` |
     | `reveal` | `False` | show purchase probability and regret in `info` |
@@ -264,7 +273,10 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
             self._diary.open(
                 int(session.shopper_id), session.state, session.traits, self._candidate()
             )
-        return self._observe(), {"shopper_id": int(session.shopper_id)}
+        info: dict[str, Any] = {"shopper_id": int(session.shopper_id)}
+        if self.shop.masks:
+            info["action_mask"] = self.action_masks().astype(np.int8)
+        return self._observe(), info
 
     def step(
         self, action: int | np.integer[Any]
@@ -278,6 +290,10 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         if self._over:
             raise UsageError("the session is over: call reset() before the next step()")
         shop, tables, candidate = self.shop, self.shop.tables, self._candidate()
+        item = shop.shown(xp, action, candidate)
+        threshold, masked = session.threshold[self._time], shop.masks
+        if masked and shop.out_of_stock(session.threshold, item):
+            threshold = np.float32(np.inf)  # what is not there is refused, whatever the luck
         outcome = shop.advance(
             xp,
             tables,
@@ -285,7 +301,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
             session.traits,
             action,
             candidate,
-            session.threshold[self._time],
+            threshold,
             session.drift_row[self._time],
         )
         purchase, leaving = float(outcome.purchase_reward), float(outcome.leaving_charge)
@@ -295,9 +311,11 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
             "reward_terms": {"purchase": purchase, "leaving": leaving},
         }
         if shop.settings.reveal:
-            revealed = shop.reveal(xp, tables, self._state, session.traits, action, candidate)
+            now = self._state, session.traits, action, candidate
+            revealed = shop.reveal(xp, tables, *now, self.action_masks() if masked else None)
             info |= {name: float(value) for name, value in revealed.items()}
-        item = shop.shown(xp, action, candidate)
+        if masked:
+            info["action_mask"] = self.action_masks().astype(np.int8)
         self._memory = shop.remember(xp, shop.lenses, self._memory, item, outcome.event)
         self._state = outcome.state
         self._time += 1
@@ -308,6 +326,15 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
             event = info["event"]
             self._diary.write(about, event, reward, outcome.state, self._over, arrived)
         return self._observe(), reward, self._over, False, info
+
+    def action_masks(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which actions are open to her (actions,): not what is out of stock."""
+        if not self.shop.masks:
+            return np.ones(self.shop.num_actions, dtype=np.bool_)
+        mask_I: np.ndarray[Any, np.dtype[np.bool_]] = self.shop.action_masks(
+            self._met().threshold, self._candidate()
+        )
+        return mask_I
 
     def render(self) -> Any:
         """The session so far: text (``ansi``) or an (H, W, 3) picture (``rgb_array``)."""

@@ -34,6 +34,8 @@ class GateSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("candidates", self.candidates, CANDIDATES)
+        if self.stock_out:
+            raise UsageError("stock_out is for Recsys-v0: only what is there arrives at a gate")
 
 
 class GateShop(Shop):
@@ -138,6 +140,7 @@ class GateShop(Shop):
         traits: Traits,
         action: Array,
         candidate: Array | None = None,
+        stock: Array | None = None,
     ) -> dict[str, Array]:
         """Purchase probability of the candidate, and the regret of the decision about it."""
         value = self.utility(xp, tables, state, traits, candidate)
@@ -306,10 +309,6 @@ class RecsysGateEnv(RecsysEnv):
 
     shop_class: ClassVar[type[Shop]] = GateShop
 
-    def action_masks(self) -> np.ndarray:
-        """Which actions are allowed (2,): always both."""
-        return np.ones(2, dtype=np.bool_)
-
 
 class RecsysGateVectorEnv(RecsysVectorEnv):
     """``num_envs`` gates in one shop; see ``RecsysGateEnv``, and ``RecsysVectorEnv``."""
@@ -323,7 +322,3 @@ class RecsysGateVectorEnv(RecsysVectorEnv):
         candidate_N = self._candidate_N()
         assert candidate_N is not None
         return candidate_N
-
-    def action_masks(self) -> np.ndarray:
-        """Which actions are allowed (N, 2): always both."""
-        return np.ones((self.num_envs, 2), dtype=np.bool_)

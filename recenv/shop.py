@@ -20,6 +20,7 @@ from recenv.errors import UsageError, unknown
 from recenv.observation import Behaviour, Latent, Observer
 from recenv.population import Arrivals, People, drift_table
 from recenv.scenarios import SCENARIOS
+from recenv.stock import is_out, session_words
 
 OBSERVATIONS = ("latent", "behaviour")
 AUTORESET_MODES = ("SameStep", "NextStep", "Disabled")
@@ -47,6 +48,7 @@ class Settings:
     difficulty: float | None = None
     horizon: int = 50
     num_shoppers: int | None = None
+    stock_out: float = 0.0
     observation: str = "latent"
     history: int = 20
     reveal: bool = False
@@ -76,6 +78,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "horizon": (1, 1_000_000),
     "num_shoppers": (1, 10_000_000),
     "history": (1, 10_000),
+    "stock_out": (0.0, 0.99),
     "feature_signal": (0.0, 1.0),
     "temptation": (-1.0, 1.0),
     "price_sensitivity": (-100.0, 100.0),
@@ -161,8 +164,20 @@ class Shop:
 
     @property
     def masks(self) -> bool:
-        """Whether some actions may not be open to all shoppers at all times."""
-        return False
+        """Whether some items are out of stock at times."""
+        return self.settings.stock_out > 0
+
+    def out_of_stock(self, threshold: Array, item: Array) -> Array:
+        """Whether items (...) are out in the sessions of this luck (..., T)."""
+        words, index = np.atleast_1d(session_words(threshold)), np.atleast_1d(item)
+        out = is_out(words, index, self.settings.stock_out, self.num_items)
+        return out if np.ndim(item) else out[0]
+
+    def action_masks(self, threshold: Array, candidate: Array | None = None) -> Array:
+        """Which actions are open (..., actions) in the sessions of this luck (..., T)."""
+        words, items = np.atleast_1d(session_words(threshold)), np.arange(self.num_items)
+        out = is_out(words[:, None], items, self.settings.stock_out, self.num_items)
+        return ~out if threshold.ndim > 1 else ~out[0]
 
     def misstep(self, action: str) -> UsageError:
         """The error for a whole number that is no action."""
@@ -279,13 +294,17 @@ class Shop:
         traits: Traits,
         action: Array,
         candidate: Array | None = None,
+        stock: Array | None = None,
     ) -> dict[str, Array]:
         """Purchase probability of ``action`` (...), and its regret against the best item.
 
-        Regret is in expected reward of this step, 2 (p_best - p). It looks at all items.
+        Regret is in expected reward of this step, 2 (p_best - p). It looks at all items; what
+        is not in ``stock`` (..., I) is bought by nobody.
         """
         utility = physics.utilities(xp, self.dynamics, state, traits, self.items(xp, tables))
         probability = physics.sigmoid(xp, utility)
+        if stock is not None:
+            probability = xp.where(stock, probability, 0.0)
         index = xp.asarray(action)[..., None]
         chosen = xp.take_along_axis(probability, index, axis=-1)[..., 0]
         best = xp.max(probability, axis=-1)
@@ -445,8 +464,11 @@ def check_choice(name: str, value: Any, known: Any) -> None:
 
 def describe(shop: Shop) -> dict[str, Any]:
     """The shop in JSON-able words: what was asked for, and what it came to."""
+    settings = asdict(shop.settings)
+    if not shop.masks:  # earlier versions knew no stock, and meant the same shop
+        del settings["stock_out"]
     return {
-        "settings": asdict(shop.settings),
+        "settings": settings,
         "scenario": shop.scenario,
         "dynamics": asdict(shop.dynamics),
         "difficulty": shop.difficulty,

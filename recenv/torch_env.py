@@ -94,6 +94,8 @@ class RecsysTorchEnv:
         self.shop = self.shop_class(keywords)
         if self.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
+        if self.shop.masks:
+            raise UsageError("stock_out is for the environments on numpy: leave it out on torch")
         self.num_envs = num_envs
         self._max_steps = min(max_episode_steps or self.shop.horizon, self.shop.horizon)
         try:

@@ -196,6 +196,10 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         shop, tables, candidate_N = self.shop, self.shop.tables, self._candidate_N()
         drifts = shop.dynamics.drift_scale
+        item_N = shop.shown(xp, action_N, candidate_N)
+        threshold_N = session.threshold.reshape(-1).take(self._luck_N, mode="clip")
+        if shop.masks:  # what is not there is refused, whatever the luck
+            threshold_N[shop.out_of_stock(session.threshold, item_N)] = np.inf
         # "clip": in "NextStep" a slot that is over has no luck left, and its step is not told
         outcome = shop.advance(
             xp,
@@ -204,11 +208,10 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             session.traits,
             action_N,
             candidate_N,
-            session.threshold.reshape(-1).take(self._luck_N, mode="clip"),
+            threshold_N,
             session.drift_row.reshape(-1).take(self._luck_N, mode="clip") if drifts else None,
         )
         info = self._inform(session, action_N, candidate_N, outcome)
-        item_N = shop.shown(xp, action_N, candidate_N)
         self._memory = shop.remember(xp, shop.lenses, self._memory, item_N, outcome.event)
         self._state = outcome.state
         self._luck_N += 1
@@ -285,7 +288,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         }
         if self.shop.settings.reveal:
             shop, state, traits = self.shop, self._state, session.traits
-            revealed = shop.reveal(xp, shop.tables, state, traits, action_N, candidate_N)
+            stock_NI = self.action_masks() if shop.masks else None
+            revealed = shop.reveal(xp, shop.tables, state, traits, action_N, candidate_N, stock_NI)
             info |= revealed | {f"_{name}": everyone for name in revealed}
         return info
 
@@ -339,6 +343,13 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """The items (N,) that actions would put before the shoppers now; -1 for none."""
         item_N: IntArray = self.shop.shown(xp, action_N, self._candidate_N())
         return item_N
+
+    def action_masks(self) -> Bools:
+        """Which actions are open to each shopper (N, actions): not what is out of stock."""
+        if not self.shop.masks:
+            return np.ones((self.num_envs, self._num_actions), dtype=np.bool_)
+        mask_NI: Bools = self.shop.action_masks(self._met().threshold, self._candidate_N())
+        return mask_NI
 
     def _met(self) -> Sessions:
         if self._session is None:

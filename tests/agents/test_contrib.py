@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from agent_cases import greet, make_agent
+from agent_cases import AGENTS, greet, make_agent, make_env
 
+from agents.base import Agent
 from agents.maskable_ppo import LeanMaskable, MaskablePPOAgent
 from agents.ppo import PPOAgent
 from agents.qrdqn import QRDQNAgent
@@ -72,3 +74,50 @@ def test_what_is_masked_has_no_share() -> None:
     assert softmax.mode().tolist() == [0, 2]
     softmax.entropy().sum().backward()
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("head", ["flat", "two_tower"])
+def test_never_recommends_what_is_out_while_it_learns_and_after(head: str) -> None:
+    env = make_env(32, stock_out=0.5)
+    agent, wrong = make_agent(MaskablePPOAgent, env, head=head), []
+    step = env.step
+
+    def watched(item_N: np.ndarray) -> Any:
+        wrong.append(~env.action_masks()[np.arange(32), item_N])
+        return step(item_N)
+
+    env.step = watched
+    agent.learn(2000)
+    observation = greet(env, steps=0)
+    for deterministic in (True, False) * 8:
+        item_N, _ = agent.predict(observation, deterministic=deterministic)
+        observation = env.step(item_N)[0]
+    assert len(wrong) > 60
+    assert not np.concatenate(wrong).any()
+
+
+@pytest.mark.parametrize("cls", AGENTS, ids=lambda cls: cls.name)
+def test_nobody_is_advised_what_is_out(cls: type[Agent]) -> None:
+    env = make_env(32, stock_out=0.5)
+    agent = make_agent(cls, env)
+    agent.learn(400)
+    observation, _ = env.reset(seed=0)
+    for _ in range(10):
+        row_N, mask_NI = np.arange(32), env.action_masks()
+        assert mask_NI[row_N, agent.recommend(observation, 1)[0][:, 0]].all()
+        for item_N in (agent.predict(observation)[0], agent.serve(observation, explore=0.5)[0]):
+            assert mask_NI[row_N, item_N].all()
+        observation = env.step(item_N)[0]
+
+
+def test_propensities_know_the_stock() -> None:
+    env = make_env(4096, stock_out=0.5)
+    agent = make_agent(PPOAgent, env)
+    observation, _ = env.reset(seed=0)
+    for stochastic in (False, True):
+        _, share_N = agent.serve(observation, explore=0.4, stochastic=stochastic)
+        assert (share_N > 0).all()
+        # the mean of 1 / propensity is the number of items that could have been shown
+        open_N = env.action_masks().sum(axis=1)
+        if stochastic:
+            assert (1 / share_N).mean() == pytest.approx(open_N.mean(), rel=0.1)
