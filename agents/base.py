@@ -114,6 +114,11 @@ class Agent(Resumable, ABC):
         return derive_seed(Role.TRAINING, self.seed)
 
     @property
+    def stride(self) -> int:
+        """Environment steps between two places where its learning can rest."""
+        return self.num_envs
+
+    @property
     def catalogue(self) -> Catalogue:
         return self.env.shop.catalogue
 
@@ -296,6 +301,15 @@ class Agent(Resumable, ABC):
         if open_NI is None:
             return self.rng.integers(self.num_actions, size=count)
         return draw(open_NI.astype(np.float64), self.rng)
+
+    def propensity(self, item_N: np.ndarray) -> np.ndarray:
+        """The probabilities (N,) with which it chose these items while it learns.
+
+        To be asked before the answers are told: about the shoppers that it chose for, as it
+        knew them then. NaN where the agent cannot tell, as in Thompson sampling, whose
+        probabilities have no closed form.
+        """
+        return np.full(len(item_N), np.nan)
 
     def sometimes_random(self, item_N: np.ndarray, share: float) -> np.ndarray:
         """The items (N,), with ``share`` of them replaced by random ones, each by itself."""

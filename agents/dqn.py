@@ -142,6 +142,17 @@ class DQNAgent(SB3Agent):
         values: torch.Tensor = self.model.q_net(observation)
         return values
 
+    @property
+    def stride(self) -> int:
+        return self.num_envs * int(self.given["train_freq"])
+
+    def propensity(self, item_N: np.ndarray) -> np.ndarray:
+        model = self.model
+        begins = model.num_timesteps < model.learning_starts
+        share = 1.0 if begins else float(model.exploration_rate)
+        best_N, _ = model.predict(model._last_obs, deterministic=True)
+        return share / self.num_actions + (1.0 - share) * (best_N == item_N)
+
     def settings(self) -> dict[str, Any]:
         return super().settings() | self.given | {"warm_epsilon": self.warm_epsilon}
 

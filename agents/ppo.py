@@ -196,12 +196,18 @@ class PPOAgent(SB3Agent):
         logits: torch.Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
         return logits
 
+    @property
+    def stride(self) -> int:
+        return self.num_envs * int(self.given["n_steps"])
+
+    def propensity(self, item_N: np.ndarray) -> np.ndarray:
+        own_NI = softmax(self._score(self.model._last_obs))
+        return np.take_along_axis(own_NI, item_N[:, None], axis=1)[:, 0]
+
     def _serve_drawn(
         self, observation: np.ndarray, explore: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        logit_NI = self.among_open(self.score(observation).astype(np.float64))
-        weight_NI = np.exp(logit_NI - logit_NI.max(axis=1, keepdims=True))
-        own_NI = weight_NI / weight_NI.sum(axis=1, keepdims=True)
+        own_NI = softmax(self.among_open(self.score(observation)))
         open_NI = self.open_actions(len(own_NI))
         choices_NI = np.ones_like(own_NI) if open_NI is None else open_NI.astype(np.float64)
         random_NI = choices_NI / choices_NI.sum(axis=1, keepdims=True)
@@ -217,3 +223,11 @@ class PPOAgent(SB3Agent):
             "backend": self.backend,
         }
         return super().settings() | self.given | own
+
+
+def softmax(logit_NI: np.ndarray) -> np.ndarray:
+    """The probabilities (N, I) of logits."""
+    logit_NI = logit_NI.astype(np.float64)
+    weight_NI = np.exp(logit_NI - logit_NI.max(axis=1, keepdims=True))
+    probability_NI: np.ndarray = weight_NI / weight_NI.sum(axis=1, keepdims=True)
+    return probability_NI

@@ -39,7 +39,7 @@ from agents.checkpoint import freeze, thaw
 from agents.features import features_as_in
 from agents.files import fitting, read_tensors, write_tensors
 from agents.interest.histories import record
-from agents.interest.model import Training, fit
+from agents.interest.model import InterestModel, Training, fit
 from agents.interest.perception import INTEREST, Perception, hand_over
 from agents.interest.reading import Reader
 from agents.scorer import Scorer
@@ -418,6 +418,21 @@ class SB3Agent(Agent):
                     reset_num_timesteps=begins,
                 )
         return self
+
+    def take_up(self, interest: InterestModel) -> None:
+        """Read behaviour by another interest model of the same design from now on.
+
+        Raises:
+            UsageError: it is of another design, or nothing reads for this agent.
+        """
+        if self._before is None:
+            raise UsageError(f"agent {self.name} has no interest model before its policy")
+        own = self._before.model
+        own.load_state_dict(fitting(interest.state_dict(), own.state_dict()))
+        bridge = self._bridge
+        bridge.memory = None
+        if self.model._last_obs is not None:
+            self.model._last_obs = bridge._read(bridge.env.observe())
 
     def checkpoint(self) -> dict[str, Any]:
         model, bridge = self.model, self._bridge

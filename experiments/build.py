@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from recenv.vector_env import RecsysVectorEnv
 
 CONF = Path(conf.__file__).parent
 IDS = (Shop.id, GateShop.id)  # of environments
+
+
+MakeEnv = Callable[[dict[str, Any], int], RecsysVectorEnv]
 
 
 def make_env(env: dict[str, Any], num_envs: int) -> RecsysVectorEnv:
@@ -57,8 +61,17 @@ def agent_settings(agent: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in agent.items() if key not in ("_target_", "name")}
 
 
-def make_agent(agent: dict[str, Any], env: dict[str, Any], seed: int, device: str) -> Agent:
+def make_agent(
+    agent: dict[str, Any],
+    env: dict[str, Any],
+    seed: int,
+    device: str,
+    make: MakeEnv = make_env,
+) -> Agent:
     """The agent of a configuration, bound to the environment that it will learn in.
+
+    Args:
+        make: makes that environment.
 
     Raises:
         UsageError: a setting is unknown or makes no sense.
@@ -66,7 +79,7 @@ def make_agent(agent: dict[str, Any], env: dict[str, Any], seed: int, device: st
     cls = agent_class(agent)
     try:
         built = cls(seed=seed, device=device, **agent_settings(agent))
-        built.bind(make_env(env, built.num_envs))
+        built.bind(make(env, built.num_envs))
     except UsageError:
         raise
     except (TypeError, ValueError, AssertionError) as error:

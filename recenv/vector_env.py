@@ -130,6 +130,11 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._fill(options.get("first_session_steps"))
         return self._observe(), self._greeting()
 
+    def observe(self) -> np.ndarray:
+        """What is seen of the shoppers now, (N, S)."""
+        self._met()
+        return self._observe()
+
     def checkpoint(self) -> dict[str, Any]:
         """All that decides what comes next: nested dictionaries of arrays and of what JSON
         can hold. ``restore`` goes on from there.

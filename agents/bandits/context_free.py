@@ -114,6 +114,12 @@ class EpsilonGreedy(ContextFree):
     def explore(self, observation: np.ndarray) -> np.ndarray:
         return self.sometimes_random(super().explore(observation), self._share(self._steps))
 
+    def propensity(self, item_N: np.ndarray) -> np.ndarray:
+        share = self._share(self._steps)
+        assert self._seen is not None
+        best_N = super().explore(self._seen)
+        return share / self.num_actions + (1.0 - share) * (item_N == best_N)
+
     def absorb(self, observation: np.ndarray, item_N: np.ndarray, bought_N: np.ndarray) -> None:
         super().absorb(observation, item_N, bought_N)
         self._steps += len(item_N)
@@ -149,6 +155,10 @@ class UCB1(ContextFree):
             return index_NI
         luck_NI = torch.rand(index_NI.shape, generator=self._generator, device=self._torch)
         return torch.where(index_NI.isinf(), luck_NI, -1.0)
+
+    def propensity(self, item_N: np.ndarray) -> np.ndarray:
+        unanswered = int((self.rates.count_I == 0).sum())
+        return np.full(len(item_N), 1.0 / max(unanswered, 1))
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"alpha": self.alpha}

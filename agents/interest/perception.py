@@ -77,10 +77,11 @@ class Perception:
                 )
         else:
             features_IF = behaviour_of(shop).features_IF
-            model = make_model(self._design(shop), features_IF, seed).to(device)
+            model = make_model(self.design(shop), features_IF, seed).to(device)
         return Reader(model.requires_grad_(False).eval(), shop).to(device)
 
-    def _design(self, shop: Shop) -> Design:
+    def design(self, shop: Shop) -> Design:
+        """Of the interest model that it makes."""
         assert self.encoder is not None
         # a GRU that is carried along remembers the session: it learns from whole ones
         whole = self.encoder == "gru" and self.freeze_encoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,6 +19,9 @@ from recenv.errors import UsageError
 from recenv.observation import Behaviour
 from recenv.shop import DYNAMICS_NAMES
 from recenv.vector_env import RecsysVectorEnv
+
+if TYPE_CHECKING:  # it is an extra
+    import polars as pl
 
 PURCHASE = int(Event.PURCHASE)
 SLOTS = 256  # shoppers that are served at once while data are collected
@@ -186,28 +189,14 @@ def from_log(
     Raises:
         UsageError: the log cannot be read, or a part would be empty.
     """
-    import polars as pl
+    from experiments.logs.schema import read_log
 
-    from experiments.logs.schema import ORGANIC, read_log
-
-    events = read_log(path, on_bad).events.filter(
-        (pl.col("policy") != ORGANIC) & pl.col("session").is_not_null()
-    )
+    events = recommendations(read_log(path, on_bad).events)
     if not len(events):
         raise UsageError(f"{path} holds no recommendations in sessions: preprocess it first")
-    events = events.sort("session", "step", "timestamp")
-    session_N, step_N, shopper_N, item_N, event_N, time_N = (
-        events[name].to_physical().to_numpy().astype(np.int64)
-        for name in ("session", "step", "shopper", "item", "event", "timestamp")
-    )
-    code_N, step_N = _counted(session_N)
-    observer = env.shop.observer
-    assert isinstance(observer, Behaviour)
-    seen = Windows(observer, code_N, step_N, item_N, event_N)
-    known = shopper_N if env.shop.settings.num_shoppers else None
-    bought_N = (event_N == PURCHASE).astype(np.int64)
-    rows = Rows(seen, item_N, bought_N, session_N, known)
-    part_N = _by_time(code_N, time_N, validation, test)
+    rows = rows_of(events, env)
+    session_N, time_N = (events[name].to_physical().to_numpy() for name in ("session", "timestamp"))
+    part_N = _by_time(_counted(session_N)[0], time_N, validation, test)
     for number, name in enumerate(("training", "validation", "test")):
         if not (part_N == number).any():
             raise UsageError(f"{path} has too few sessions: its {name} part would be empty")
@@ -216,6 +205,34 @@ def from_log(
     learn_n, test_n = np.flatnonzero(part_N <= 1), np.flatnonzero(part_N == 2)
     learn_n = learn_n[part_N[learn_n] >= 0]
     return Data(_take(whole, learn_n), _take(whole, test_n), np.flatnonzero(part_N[learn_n] == 1))
+
+
+def recommendations(events: pl.DataFrame) -> pl.DataFrame:
+    """Those of a log's events that are answers to recommendations, by session and step."""
+    import polars as pl
+
+    from experiments.logs.schema import ORGANIC
+
+    shown = (pl.col("policy") != ORGANIC) & pl.col("session").is_not_null()
+    return events.filter(shown).sort("session", "step", "timestamp")
+
+
+def rows_of(events: pl.DataFrame, env: RecsysVectorEnv) -> Rows:
+    """What a scorer learns from these ``recommendations``.
+
+    Args:
+        env: the log's shop, with observations of behaviour.
+    """
+    session_N, shopper_N, item_N, event_N = (
+        events[name].to_physical().to_numpy().astype(np.int64)
+        for name in ("session", "shopper", "item", "event")
+    )
+    code_N, step_N = _counted(session_N)
+    observer = env.shop.observer
+    assert isinstance(observer, Behaviour)
+    seen = Windows(observer, code_N, step_N, item_N, event_N)
+    known = shopper_N if env.shop.settings.num_shoppers else None
+    return Rows(seen, item_N, (event_N == PURCHASE).astype(np.int64), session_N, known)
 
 
 def _counted(session_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,12 +8,12 @@ Beside the log (see schema.py) lies ``truth.npz``, what only a simulator knows: 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -106,29 +106,81 @@ def collect(
         raise UsageError('a log is collected only where env.autoreset_mode="SameStep"')
     if recipe.episodes < 1:
         raise UsageError(f"episodes must be at least 1, got {recipe.episodes}")
-    exporter = None
+    exporters: list[Writer] = []
     if recipe.minari is not None:
         from experiments.logs.export import Exporter  # minari is imported where it is asked for
 
         overwrite = if_exists == "overwrite"
-        exporter = Exporter(recipe.minari, keywords(env.shop), agent.name, overwrite)
-    with _place(out, if_exists) as part:
-        log = LogWriter(part, env.shop.catalogue, agent.name)
-        truth = TruthWriter(part / TRUTH_FILE) if recipe.truth else None
-        writers = [writer for writer in (log, truth, exporter) if writer is not None]
+        exporters = [Exporter(recipe.minari, keywords(env.shop), agent.name, overwrite)]
+    told = {"recipe": asdict(recipe)} | (about or {})
+    with writing_log(
+        out, agent, env, truth=recipe.truth, also=exporters, about=told, if_exists=if_exists
+    ) as book:
         bar = tqdm(total=recipe.episodes, desc="sessions", disable=not progress, mininterval=0.5)
         with bar, agent.acting_in(env), results.writing(out):
             if not agent.learns:
                 agent.learn(0)  # oracles plan and tune here
             for step in serve(agent, env, recipe):
-                for writer in writers:
-                    writer.add(step)
+                book.add(step)
                 bar.update(int(step.over_n.sum()))
-            for writer in writers:
+    return book.told
+
+
+class Writer(Protocol):
+    """Notes steps as they come."""
+
+    def add(self, step: Step) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@dataclass
+class Book:
+    """A log that is being written.
+
+    Attributes:
+        writers: to whom each step is told.
+        told: what log.json says, once it is written.
+    """
+
+    writers: list[Writer]
+    told: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, step: Step) -> None:
+        for writer in self.writers:
+            writer.add(step)
+
+
+@contextmanager
+def writing_log(
+    out: Path,
+    agent: Agent,
+    env: RecsysVectorEnv,
+    *,
+    truth: bool = True,
+    also: Iterable[Writer] = (),
+    about: dict[str, Any] | None = None,
+    if_exists: str = "error",
+) -> Iterator[Book]:
+    """What is added to the book in here becomes the log in ``out``, or nothing does.
+
+    Args:
+        agent: who serves.
+        also: other writers, told the same.
+        truth, about, if_exists: as for ``collect``.
+
+    Raises:
+        UsageError: ``out`` is taken or cannot be written.
+    """
+    with _place(out, if_exists) as part:
+        log = LogWriter(part, env.shop.catalogue, agent.name)
+        book = Book([log, *([TruthWriter(part / TRUTH_FILE)] if truth else []), *also])
+        yield book
+        with results.writing(out):
+            for writer in book.writers:
                 writer.finish()
-        told = log.told() | _describe(agent, env, recipe) | (about or {})
-        results.write_json(part / LOG_FILE, told)
-    return told
+        book.told = log.told() | _describe(agent, env) | (about or {})
+        results.write_json(part / LOG_FILE, book.told)
 
 
 @contextmanager
@@ -155,7 +207,7 @@ def _place(out: Path, if_exists: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _describe(agent: Agent, env: RecsysVectorEnv, recipe: Recipe) -> dict[str, Any]:
+def _describe(agent: Agent, env: RecsysVectorEnv) -> dict[str, Any]:
     """What log.json says beside the counts."""
     shop = env.shop
     catalogue = shop.catalogue
@@ -167,7 +219,6 @@ def _describe(agent: Agent, env: RecsysVectorEnv, recipe: Recipe) -> dict[str, A
         "world": shop.world.name,
         "scenario": shop.scenario,
         "fingerprint": results.fingerprint(shop),
-        "recipe": asdict(recipe),
         "catalogue": {
             "items": catalogue.num_items,
             "categories": catalogue.num_categories,
@@ -193,7 +244,7 @@ class Step:
         session_n, step_n: number of the session, and of the recommendation in it, from 0.
         shopper_n: who.
         time_n: microseconds since 1970.
-        item_n, propensity_n: what was shown, and with which probability.
+        item_n, propensity_n: what was shown, and with which probability (NaN: nobody knows).
         event_n: what she did with it.
         observation_nS: what the agent saw before.
         interest_nD, probability_n: her true interest before it, the probability of a purchase.
@@ -235,46 +286,32 @@ def serve(agent: Agent, env: RecsysVectorEnv, recipe: Recipe) -> Iterator[Step]:
     """
     n, shop = env.num_envs, env.shop
     calendar = Calendar(env, recipe.episodes, generator(Role.LOG, recipe.seed))
-    browse = Browse(env, recipe)
+    habits = recipe.habits if recipe.organic else None
+    browse = Browse(shop, habits, generator(Role.ORGANIC, recipe.seed))
     observation_NS, _ = env.reset(seed=derive_seed(Role.LOG, recipe.seed))
     slot = np.arange(min(n, recipe.episodes))  # whose sessions are written
     begun = len(slot)
     session_N, step_N, time_N = np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
     time_N[slot] = calendar.begin(slot, env.shopper_id_N[slot])
     while len(slot):
-        shopper_n = env.shopper_id_N[slot]
-        state, traits = _rows(env.state, slot), _rows(env.traits, slot)
+        before = Before.of(env, slot, observation_NS)
         item_N, propensity_N = agent.serve(
             observation_NS, recipe.explore, stochastic=recipe.stochastic
         )
-        item_n, before_n = item_N[slot], time_N[slot]
+        before_n = time_N[slot]
         time_N[slot] += calendar.pause(len(slot))
-        browsing = browse(state, traits, before_n, time_N[slot])
-        following_NS, reward_N, terminated_N, truncated_N, info = env.step(item_N)
-        final_N = info.get("final_obs", np.full(n, None))
-        items = physics.items_at(xp, shop.tables, item_n)
-        utility_n = physics.respond(xp, shop.dynamics, state, traits, items, np.float32(0.0))
-        step = Step(
-            session_n=session_N[slot],
-            step_n=step_N[slot],
-            shopper_n=shopper_n,
-            time_n=time_N[slot],
-            item_n=item_n,
-            propensity_n=propensity_N[slot],
-            event_n=info["event"][slot],
-            observation_nS=observation_NS[slot],
-            interest_nD=state.interest,
-            probability_n=physics.sigmoid(xp, utility_n),
-            reward_n=reward_N[slot],
-            terminated_n=terminated_N[slot],
-            truncated_n=truncated_N[slot],
-            final_n=final_N[slot],
-            browsing=browsing[0],
-            viewed_at_B=browsing[1],
-            searched_at_Q=browsing[2],
+        answer = env.step(item_N)
+        step = before.answered(
+            answer,
+            session_N[slot],
+            step_N[slot],
+            time_N[slot],
+            item_N[slot],
+            propensity_N[slot],
+            browse(before, before_n, time_N[slot]),
         )
         yield step
-        observation_NS = following_NS
+        observation_NS = answer[0]
         step_N[slot] += 1
         over = slot[step.over_n]
         fresh = over[: recipe.episodes - begun]
@@ -284,25 +321,89 @@ def serve(agent: Agent, env: RecsysVectorEnv, recipe: Recipe) -> Iterator[Step]:
         slot = np.setdiff1d(slot, over[len(fresh) :], assume_unique=True)
 
 
+Browsed = tuple[Browsing | None, np.ndarray, np.ndarray]  # what they did, and when
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]  # of a step
+
+
+class Before(NamedTuple):
+    """Some slots of a shop before a recommendation.
+
+    Attributes:
+        shop: theirs.
+        slot: their numbers (n,).
+        shopper_n: who is there.
+        state, traits: of these shoppers; copies, which later steps leave alone.
+        observation_nS: what the agent sees.
+    """
+
+    shop: Shop
+    slot: np.ndarray
+    shopper_n: np.ndarray
+    state: State
+    traits: Traits
+    observation_nS: np.ndarray
+
+    @classmethod
+    def of(cls, env: RecsysVectorEnv, slot: np.ndarray, observation_NS: np.ndarray) -> Before:
+        state, traits = _rows(env.state, slot), _rows(env.traits, slot)
+        who_n = env.shopper_id_N[slot]
+        return cls(env.shop, slot, who_n, state, traits, observation_NS[slot])
+
+    def answered(
+        self,
+        answer: Answer,
+        session_n: np.ndarray,
+        step_n: np.ndarray,
+        time_n: np.ndarray,
+        item_n: np.ndarray,
+        propensity_n: np.ndarray,
+        browsed: Browsed,
+    ) -> Step:
+        """The step that this became; the arguments are those of ``Step``."""
+        _, reward_N, terminated_N, truncated_N, info = answer
+        final_N = info.get("final_obs", np.full(len(reward_N), None))
+        told, shop = info.get("final_info", info), self.shop
+        items = physics.items_at(xp, shop.tables, item_n)
+        where = self.state, self.traits, items
+        utility_n = physics.respond(xp, shop.dynamics, *where, np.float32(0.0))
+        return Step(
+            session_n=session_n,
+            step_n=step_n,
+            shopper_n=self.shopper_n,
+            time_n=time_n,
+            item_n=item_n,
+            propensity_n=propensity_n,
+            event_n=told["event"][self.slot],
+            observation_nS=self.observation_nS,
+            interest_nD=self.state.interest,
+            probability_n=physics.sigmoid(xp, utility_n),
+            reward_n=reward_N[self.slot],
+            terminated_n=terminated_N[self.slot],
+            truncated_n=truncated_N[self.slot],
+            final_n=final_N[self.slot],
+            browsing=browsed[0],
+            viewed_at_B=browsed[1],
+            searched_at_Q=browsed[2],
+        )
+
+
 def _rows(tuple_N: Any, index: np.ndarray) -> Any:
     """Some rows of a named tuple of arrays."""
     return type(tuple_N)(*(leaf[index] for leaf in tuple_N))
 
 
 class Browse:
-    """What shoppers do by themselves, and when; nothing where the recipe says so."""
+    """What shoppers do by themselves, and when; nothing without habits."""
 
-    def __init__(self, env: RecsysVectorEnv, recipe: Recipe):
-        self._organic = Organic(env.shop, recipe.habits) if recipe.organic else None
-        self._rng = generator(Role.ORGANIC, recipe.seed)
+    def __init__(self, shop: Shop, habits: Habits | None, rng: np.random.Generator):
+        self._organic = Organic(shop, habits) if habits is not None else None
+        self._rng = rng
 
-    def __call__(
-        self, state: State, traits: Traits, begin_n: np.ndarray, end_n: np.ndarray
-    ) -> tuple[Browsing | None, np.ndarray, np.ndarray]:
+    def __call__(self, before: Before, begin_n: np.ndarray, end_n: np.ndarray) -> Browsed:
         """What they do between two times, and when they view and search."""
         if self._organic is None:
             return None, begin_n[:0], begin_n[:0]
-        found = self._organic(self._rng, state, traits)
+        found = self._organic(self._rng, before.state, before.traits)
 
         def when(who: np.ndarray) -> np.ndarray:
             span = (end_n - begin_n)[who]
@@ -471,6 +572,8 @@ def _column(name: str, values: np.ndarray) -> pl.Series:
     if name == "query":
         words = pl.Series(name, values.astype(np.int32)).arr.to_list()
         return words.list.filter(pl.element() >= 0)
+    if name == "propensity":
+        return pl.Series(name, values).cast(EVENTS[name]).fill_nan(None)
     return pl.Series(name, values).cast(EVENTS[name])
 
 

@@ -1,0 +1,1 @@
+"""The feedback loop: serve, log, preprocess, learn, judge, again; see ``experiments.loop``."""
