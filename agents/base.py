@@ -70,6 +70,8 @@ class Agent(Resumable, ABC):
     }
     # Whether it can also answer yes or no at a gate (RecsysGate-v0).
     gate: ClassVar[bool] = False
+    # Whether it can also rank candidates that are other items each time (RecsysRetrieve-v0).
+    ranks: ClassVar[bool] = False
     # The parts of ``describe`` that must be the same in every shop that it acts in.
     fits: ClassVar[tuple[str, ...]] = ()
     progress: ClassVar[tuple[str, ...]] = ("rng", "timesteps", "meter")
@@ -146,6 +148,11 @@ class Agent(Resumable, ABC):
             raise UsageError(
                 f"agent {self.name} chooses among items, and {vector_env.shop.id} asks about one "
                 "candidate at a time: take ppo, dqn, random or another agent that answers yes or no"
+            )
+        if vector_env.shop.retrieves and not self.ranks:
+            raise UsageError(
+                f"agent {self.name} knows items by their numbers, and {vector_env.shop.id} shows "
+                "other candidates each time: take ppo, dqn, maskable_ppo, qrdqn or random"
             )
         asked = made_for.get("environment", "Recsys-v0")  # earlier versions knew no other
         if self.fits and asked != shop["environment"]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recenv.catalogue import Catalogue
+from recenv.catalogue import Catalogue, principal_axes
 from recenv.observation import Latent
 from recenv.shop import Shop
 
@@ -48,17 +48,6 @@ def features_as_in(catalogue: Catalogue, layout: dict[str, Any]) -> np.ndarray:
     log_price_I = ((np.log(catalogue.price_I) - mean) / scale).astype(np.float32)
     words_IW = features_IF[:, first + own + 1 :]
     return np.concatenate([features_IF[:, :first], brand_IB, log_price_I[:, None], words_IW], 1)
-
-
-def principal_axes(table: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` principal axes (F, count) of the rows of a table, each scaled to
-    give components of unit variance on average."""
-    sample = table[:: max(len(table) // 20_000, 1)].astype(np.float64)
-    sample = sample - sample.mean(axis=0)
-    values_F, axes_FF = np.linalg.eigh(sample.T @ sample / len(sample))
-    kept = axes_FF[:, ::-1][:, :count]
-    scale = np.sqrt(max(values_F[::-1][:count].mean(), 1e-12))
-    return (kept / scale).astype(np.float32)
 
 
 class OwnSatiation:

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.ppo import CriticFirst, PPOAgent, ShortcutExtractor
+from agents.ppo import CriticFirst, PPOAgent, Shortcut
 from agents.towers import LeanCategorical, TowerActor
 from recenv.errors import MissingExtra, UsageError
 
@@ -24,12 +24,8 @@ except ImportError:
 NEVER = -1e8  # the logit of what is masked: not minus infinity, whose entropy is no number
 
 
-class MaskableShortcutPolicy(MaskableActorCriticPolicy):
+class MaskableShortcutPolicy(Shortcut, MaskableActorCriticPolicy):
     """sb3-contrib's policy with a ``ShortcutExtractor``."""
-
-    def _build_mlp_extractor(self) -> None:
-        super()._build_mlp_extractor()
-        self.mlp_extractor = ShortcutExtractor(self.mlp_extractor, self.features_dim)
 
 
 class LeanMaskable(LeanCategorical):

@@ -376,6 +376,7 @@ class PlanningOracle(MyopicOracle):
     """
 
     name: ClassVar[str] = "planning_oracle"
+    ranks: ClassVar[bool] = False
     gate: ClassVar[bool] = False  # it plans among items
     bounds = Agent.bounds | {
         "rounds": (1, MANY),

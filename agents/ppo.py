@@ -41,11 +41,14 @@ class ShortcutExtractor(nn.Module):
     Args:
         networks: stable-baselines3's own.
         size: of an observation, S.
+        shopper_size: of the part in front of it that tells of the shopper, which is all that
+            the networks see; None: all is.
     """
 
-    def __init__(self, networks: nn.Module, size: int):
+    def __init__(self, networks: nn.Module, size: int, shopper_size: int | None = None):
         super().__init__()
         self.networks = networks
+        self.shopper_size = shopper_size or size
         self.latent_dim_pi = networks.latent_dim_pi + size
         self.latent_dim_vf = networks.latent_dim_vf
 
@@ -54,20 +57,34 @@ class ShortcutExtractor(nn.Module):
 
     def forward_actor(self, observation: torch.Tensor) -> torch.Tensor:
         """(N, S) -> (N, hidden + S)."""
-        return torch.cat([self.networks.forward_actor(observation), observation], dim=1)
+        seen = observation[:, : self.shopper_size]
+        return torch.cat([self.networks.forward_actor(seen), observation], dim=1)
 
     def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
         """(N, S) -> (N, hidden)."""
-        hidden: torch.Tensor = self.networks.forward_critic(observation)
+        seen = observation[:, : self.shopper_size]
+        hidden: torch.Tensor = self.networks.forward_critic(seen)
         return hidden
 
 
-class ShortcutPolicy(ActorCriticPolicy):
-    """stable-baselines3's policy with a ``ShortcutExtractor``."""
+class Shortcut:
+    """Mixed into a policy it has a ``ShortcutExtractor``."""
+
+    features_dim: int
+
+    def __init__(self, *args: Any, shopper_size: int | None = None, **settings: Any):
+        self._shopper_size = shopper_size
+        super().__init__(*args, **settings)
 
     def _build_mlp_extractor(self) -> None:
+        whole, self.features_dim = self.features_dim, self._shopper_size or self.features_dim
         super()._build_mlp_extractor()
-        self.mlp_extractor = ShortcutExtractor(self.mlp_extractor, self.features_dim)
+        self.features_dim = whole
+        self.mlp_extractor = ShortcutExtractor(self.mlp_extractor, whole, self._shopper_size)
+
+
+class ShortcutPolicy(Shortcut, ActorCriticPolicy):
+    """stable-baselines3's policy with a ``ShortcutExtractor``."""
 
 
 class TowerPolicy(TowerActor, ShortcutPolicy):

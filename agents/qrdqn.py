@@ -96,6 +96,7 @@ class QRDQNAgent(DQNAgent):
 
     name: ClassVar[str] = "qrdqn"
     algorithm, tower_policy = PerShopperQRDQN, TowerQuantilePolicy
+    candidate_head: ClassVar[bool] = False
     bounds = DQNAgent.bounds | {"quantiles": (1, 10_000)}
 
     def __init__(self, *, quantiles: int = 25, **settings: Any):

@@ -29,6 +29,7 @@ from recenv import dynamics as physics
 from recenv.dynamics import Event
 from recenv.errors import UsageError
 from recenv.gate import RecsysGateVectorEnv
+from recenv.retrieve import RecsysRetrieveVectorEnv
 from recenv.seeding import Role, derive_seed
 from recenv.vector_env import RecsysVectorEnv
 
@@ -44,6 +45,7 @@ class Random(Agent):
     name: ClassVar[str] = "random"
     learns: ClassVar[bool] = False
     gate: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
 
     def score(self, observation: np.ndarray) -> np.ndarray:
         return self.rng.random((len(observation), self.num_actions))
@@ -104,6 +106,7 @@ class MyopicOracle(Agent):
     name: ClassVar[str] = "myopic_oracle"
     learns: ClassVar[bool] = False
     gate: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
 
     def score(self, observation: np.ndarray) -> np.ndarray:
         env, shop = self.env, self.env.shop
@@ -116,6 +119,10 @@ class MyopicOracle(Agent):
             told = shop.tables, env.state, env.traits
             utility_N = env.shop.utility(xp, *told, env.candidate_N)
             return _against_nothing(utility_N)
+        if isinstance(env, RecsysRetrieveVectorEnv):
+            told = shop.tables, env.state, env.traits
+            utility_NK: np.ndarray = env.shop.utilities(xp, *told, env.candidate_NK)
+            return utility_NK
         items = shop.items(xp, shop.tables)
         utility: np.ndarray = physics.utilities(xp, shop.dynamics, env.state, env.traits, items)
         return utility
@@ -185,6 +192,8 @@ class IndexPolicy(MyopicOracle):
         quality = self.catalogue.quality_I
         if isinstance(self.env, RecsysGateVectorEnv):
             quality = _against_nothing(quality[self.env.candidate_N])
+        elif isinstance(self.env, RecsysRetrieveVectorEnv):
+            quality = quality[self.env.candidate_NK]
         return super().score(observation) + self.weight * quality
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:

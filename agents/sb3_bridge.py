@@ -43,7 +43,7 @@ from agents.interest.model import InterestModel, Training, fit
 from agents.interest.perception import INTEREST, Perception, hand_over
 from agents.interest.reading import Reader
 from agents.scorer import Scorer
-from agents.towers import HEADS, MANY_ITEMS, Shelf, TwoTowerHead, restock, show
+from agents.towers import HEADS, MANY_ITEMS, CandidateHead, Shelf, TwoTowerHead, restock, show
 from agents.warm_start import read_scorer
 from recenv.dynamics import Event
 from recenv.errors import UsageError, unknown
@@ -167,7 +167,8 @@ class SB3Agent(Agent):
         reward_scale: what rewards are multiplied by while it learns.
         head: what scores the items: "flat" (a column of weights for each), "two_tower" (see
             ``towers``: such an agent also acts in shops that sell other items, of the same
-            kinds), or "auto": two towers from ``MANY_ITEMS`` items on.
+            kinds), or "auto": two towers from ``MANY_ITEMS`` items on. Where
+            candidates are retrieved, both of the latter score them by their features.
         tower_width: of a query and an item's tower.
         item_ids: whether items have embeddings of their own beside their features.
         warm_start: a scorer's run directory, with whose towers it begins (see ``warm_start``).
@@ -189,6 +190,8 @@ class SB3Agent(Agent):
         "_last_episode_starts",
     )
     gate: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
+    candidate_head: ClassVar[bool] = True  # whether it has a head for candidates
     policy: ClassVar[str | type[BasePolicy]] = "MlpPolicy"
     tower_policy: ClassVar[type[BasePolicy]]
     bounds = Agent.bounds | {
@@ -271,7 +274,15 @@ class SB3Agent(Agent):
                 f"agent.head=two_tower is for choosing among items, and {vector_env.shop.id} asks "
                 "yes or no: take agent.head=flat"
             )
-        self.two_tower = self.head == "two_tower" or (self.head == "auto" and items >= MANY_ITEMS)
+        retrieves = vector_env.shop.retrieves
+        if retrieves and (self.warm_start or self.perception.reads or self.perception.encoder):
+            raise UsageError(
+                f"{vector_env.shop.id} shows candidates beside the shopper: leave out "
+                "agent.warm_start, agent.encoder and agent.interest"
+            )
+        self.by_candidate = retrieves and self.head != "flat" and self.candidate_head
+        many = self.head == "two_tower" or (self.head == "auto" and items >= MANY_ITEMS)
+        self.two_tower = many and not retrieves
         self.fits = ("item_features" if self.two_tower else "num_items", "observation")
         before = self._env
         super().bind(vector_env)
@@ -324,7 +335,7 @@ class SB3Agent(Agent):
         bridge = self._bridge_to(env, first_N)
         self.meter = bridge.meter
         return self.algorithm(
-            policy=self.tower_policy if self.two_tower else self.policy,
+            policy=self.tower_policy if self.two_tower or self.by_candidate else self.policy,
             env=bridge,
             device=self._torch,
             seed=self.seed,
@@ -359,6 +370,14 @@ class SB3Agent(Agent):
                 TwoTowerHead, shelf=self._shelf(), width=self.tower_width, ids=self.item_ids
             )
         assert self._made_in is not None
+        if self.by_candidate:
+            shop = self._made_in.shop
+            size, layout = shop.view.size, shop.observer.layout()["candidates"]
+            features = (layout.stop - layout.start) // self.num_actions
+            keywords["make_head"] = partial(
+                CandidateHead, count=self.num_actions, features=features, width=self.tower_width
+            )
+            keywords["shopper_size"] = size
         return keywords | self.perception.extractor(self._made_in.shop, self._reader)
 
     def score(self, observation: np.ndarray) -> np.ndarray:

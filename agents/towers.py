@@ -142,8 +142,46 @@ class TwoTowerHead(nn.Module):
         return torch.addmm(tower_IW[:, -1], self.query(state), tower_IW[:, :-1].T)
 
 
+class CandidateHead(nn.Module):
+    """A score for every candidate, (N, size) -> (N, k): query(state) . tower(its features) + bias.
+
+    All candidates share one tower, so that it does not matter where in the list one stands.
+
+    Args:
+        size: of what the state has become; what is told of the candidates stands at its end.
+        count: k.
+        features: of a candidate, G.
+        width: of what a query meets.
+    """
+
+    def __init__(self, size: int, count: int, features: int, width: int):
+        super().__init__()
+        self.count, self.told = count, count * features
+        self.query = nn.Linear(size - self.told, width)
+        self.feature = nn.Linear(features, width + 1)
+        self.start()
+
+    def start(self) -> None:
+        """Initial weights, in place."""
+        nn.init.orthogonal_(self.query.weight, QUERY_GAIN)
+        nn.init.normal_(self.feature.weight, std=TOWER_STD)
+        with torch.no_grad():
+            self.feature.weight[-1].zero_()
+        for layer in (self.query, self.feature):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        told_NKG = state[:, -self.told :].view(len(state), self.count, -1)
+        query_NW = self.query(state[:, : -self.told])
+        # query . (weight feature) = (query weight) . feature, which takes k times fewer steps
+        weight_WG, bias_W = self.feature.weight, self.feature.bias
+        look_NG = torch.addmm(weight_WG[-1], query_NW, weight_WG[:-1])
+        offset_N1 = query_NW @ bias_W[:-1, None] + bias_W[-1]
+        return torch.bmm(told_NKG, look_NG[:, :, None])[:, :, 0] + offset_N1
+
+
 # Makes a head for states of a size.
-MakeHead = Callable[[int], TwoTowerHead]
+MakeHead = Callable[[int], nn.Module]
 
 
 def show(policy: nn.Module, shelf: Shelf) -> None:
@@ -193,7 +231,7 @@ class TowerActor:
     """Mixed into a policy of stable-baselines3 it gives the actor a ``TwoTowerHead``."""
 
     softmax: ClassVar[type[LeanCategorical]] = LeanCategorical
-    action_net: TwoTowerHead
+    action_net: Any
     action_space: Any
 
     def __init__(self, *args: Any, make_head: MakeHead, **settings: Any):
@@ -221,6 +259,7 @@ class TwoTowerQNetwork(QNetwork):
         net_arch: list[int],
         activation_fn: type[nn.Module],
         make_head: MakeHead,
+        shopper_size: int | None = None,
         normalize_images: bool = True,
     ):
         BasePolicy.__init__(  # not QNetwork's, which makes a column for every item
@@ -231,14 +270,15 @@ class TwoTowerQNetwork(QNetwork):
             normalize_images=normalize_images,
         )
         self.net_arch, self.activation_fn, self.features_dim = net_arch, activation_fn, features_dim
-        hidden = net_arch[-1] if net_arch else features_dim
-        self.body = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        self.shopper_size = shopper_size or features_dim
+        hidden = net_arch[-1] if net_arch else self.shopper_size
+        self.body = nn.Sequential(*create_mlp(self.shopper_size, -1, net_arch, activation_fn))
         self.value = nn.Linear(hidden, 1)
         self.head = make_head(hidden + features_dim)
 
     def forward(self, obs: PyTorchObs) -> Tensor:
         seen = self.extract_features(obs, self.features_extractor)
-        hidden = self.body(seen)
+        hidden = self.body(seen[:, : self.shopper_size])
         value_NI: Tensor = self.value(hidden) + self.head(torch.cat([hidden, seen], dim=1))
         return value_NI
 
@@ -246,10 +286,12 @@ class TwoTowerQNetwork(QNetwork):
 class TwoTowerQPolicy(DQNPolicy):
     """DQN's policy with ``TwoTowerQNetwork``s."""
 
-    def __init__(self, *args: Any, make_head: MakeHead, **settings: Any):
-        self._make_head = make_head
+    def __init__(
+        self, *args: Any, make_head: MakeHead, shopper_size: int | None = None, **settings: Any
+    ):
+        self._head = {"make_head": make_head, "shopper_size": shopper_size}
         super().__init__(*args, **settings)
 
     def make_q_net(self) -> QNetwork:
         arguments = self._update_features_extractor(self.net_args, features_extractor=None)
-        return TwoTowerQNetwork(**arguments, make_head=self._make_head).to(self.device)
+        return TwoTowerQNetwork(**arguments, **self._head).to(self.device)

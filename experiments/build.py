@@ -13,13 +13,15 @@ from omegaconf import OmegaConf
 
 import conf
 from agents.base import Agent
+from agents.retrieval import by_towers
 from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.gate import GateShop
+from recenv.retrieve import CONTENT, RecsysRetrieveVectorEnv, Retriever, RetrieveShop
 from recenv.shop import Shop
 from recenv.vector_env import RecsysVectorEnv
 
 CONF = Path(conf.__file__).parent
-IDS = (Shop.id, GateShop.id)  # of environments
+IDS = (Shop.id, GateShop.id, RetrieveShop.id)  # of environments
 
 
 MakeEnv = Callable[[dict[str, Any], int], RecsysVectorEnv]
@@ -35,9 +37,26 @@ def make_env(env: dict[str, Any], num_envs: int) -> RecsysVectorEnv:
     name = keywords.pop("id", None) or Shop.id
     if name not in IDS:
         raise unknown("env.id", name, IDS)
+    if name == RetrieveShop.id:
+        keywords["retriever"] = retriever(keywords)
+        return RecsysRetrieveVectorEnv(num_envs, **keywords)
     vector_env = gym.make_vec(name, num_envs=num_envs, **keywords)
     assert isinstance(vector_env, RecsysVectorEnv)
     return vector_env
+
+
+def retriever(env: dict[str, Any]) -> str | Retriever:
+    """The retriever of a configuration's ``env``: by its name, or by a scorer's towers.
+
+    Raises:
+        UsageError: it is the path of no scorer, or of one that cannot retrieve here.
+    """
+    name = env.get("retriever") or CONTENT
+    if name == CONTENT or not isinstance(name, str):
+        return name
+    own = ("id", "candidates", "retriever", "refresh", "components", "autoreset_mode", "reveal")
+    plain = {key: value for key, value in env.items() if key not in own}
+    return by_towers(Path(name), make_env(plain, 1))
 
 
 def agent_class(agent: dict[str, Any]) -> type[Agent]:

@@ -75,7 +75,8 @@ class Judge:
         cache: a directory in which references and plans are kept.
         reference: ``eval.reference``, the policy that scores 1; a minute's planning for the
             planning oracle, seconds for the index policy. At a gate the myopic oracle stands
-            in for the planning oracle, and 0 is never to recommend.
+            in for the planning oracle, and 0 is never to recommend; where candidates are
+            retrieved the index policy does, and all references choose among the candidates.
 
     With a finite clientele (``num_shoppers``) the judged sessions are those of regulars;
     newcomers are judged apart.
@@ -102,6 +103,8 @@ class Judge:
             # no planner knows gates, and a random answer is worse than none
             planned = isinstance(self.high, PlanningOracle)
             self.low, self.high = NeverRecommend(), MyopicOracle() if planned else self.high
+        if self.env.shop.retrieves and isinstance(self.high, PlanningOracle):
+            self.high = IndexPolicy()  # no planner knows what will be retrieved
         self.plans = cache / PLANS if cache else None
         self.prepare(self.high)
         self.references = self._refer(self.env, cache)

@@ -441,13 +441,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def shop_name(shop: Shop, env: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """[gate-]<world>-<scenario>[+non-default env keys]; a world file is told by its own name."""
+    """[gate-|retrieve-]<world>-<scenario>[+non-default keys]; a world file has its own name."""
     rest = {k: v for k, v in env.items() if k not in ("id", "world", "scenario")}
     defaults = {f.name: f.default for f in fields(shop.settings)} | defaults
     world = Path(shop.settings.world).stem if shop.settings.world.endswith(".npz") else ""
     name = f"{_plain(world)}.npz" if world else shop.world.name
-    gate = "gate-" if shop.gate else ""
-    return f"{gate}{name}-{shop.scenario}{suffix(rest, defaults)}"
+    kind = "gate-" if shop.gate else "retrieve-" if shop.retrieves else ""
+    if shop.retrieves:
+        rest["retriever"] = shop.settings.retriever  # a whole path would be no name
+    return f"{kind}{name}-{shop.scenario}{suffix(rest, defaults)}"
 
 
 def suffix(values: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """recenv: the reference environment for reinforcement learning in recommendation.
 
-``import recenv`` registers ``Recsys-v0`` and ``RecsysGate-v0`` with Gymnasium.
+``import recenv`` registers ``Recsys-v0``, ``RecsysGate-v0`` and ``RecsysRetrieve-v0`` with
+Gymnasium.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ def register() -> None:
             "RecsysGate-v0",
             entry_point="recenv.gate:RecsysGateEnv",
             vector_entry_point="recenv.gate:RecsysGateVectorEnv",
+        )
+    if "RecsysRetrieve-v0" not in gym.registry:
+        gym.register(
+            "RecsysRetrieve-v0",
+            entry_point="recenv.retrieve:make",
+            vector_entry_point="recenv.retrieve:RecsysRetrieveVectorEnv",
         )
 
 

@@ -158,6 +158,18 @@ def public_features(
     )
 
 
+def principal_axes(table: FloatArray, count: int) -> FloatArray:
+    """The first ``count`` principal axes (F, count) of the rows of a table, each scaled to
+    give components of unit variance on average."""
+    sample = table[:: max(len(table) // 20_000, 1)].astype(np.float64)
+    sample = sample - sample.mean(axis=0)
+    values_F, axes_FF = np.linalg.eigh(sample.T @ sample / len(sample))
+    kept = axes_FF[:, ::-1][:, :count]
+    scale = np.sqrt(max(values_F[::-1][:count].mean(), 1e-12))
+    axes: FloatArray = (kept / scale).astype(np.float32)
+    return axes
+
+
 ARRAYS = (
     "category_I",
     "brand_I",

@@ -231,6 +231,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown("render_mode", render_mode, RENDER_MODES)
         self.shop = self.shop_class(keywords)
+        self.keywords = keywords
         self.render_mode = render_mode
         self.action_space = self.shop.action_space
         self.observation_space = self.shop.observation_space
@@ -286,7 +287,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         Raises:
             UsageError: there is no such action, or the session is over.
         """
-        session, action = self._met(), self._validate(action)
+        session, action = self._met(), self.checked(action, self.shop)
         if self._over:
             raise UsageError("the session is over: call reset() before the next step()")
         shop, tables, candidate = self.shop, self.shop.tables, self._candidate()
@@ -355,18 +356,28 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         candidate_T = self._met().candidate
         return None if candidate_T is None else candidate_T[min(self._time, len(candidate_T) - 1)]
 
+    @property
+    def luck_T(self) -> Array:
+        """The thresholds of her choices; for wrappers of this package."""
+        return self._met().threshold
+
     def _met(self) -> Sessions:
         if self._session is None:
             raise UsageError("nobody is in the shop yet: call reset() first")
         return self._session
 
-    def _validate(self, action: Any) -> int:
+    def checked(self, action: Any, shop: Shop) -> int:
+        """An action of a shop as Python's own int.
+
+        Raises:
+            UsageError: it is none.
+        """
         try:
             index = operator.index(action)
         except TypeError:
             index = None
         if index is None or action is True or action is False:
-            raise UsageError(f"an action is {self.shop.action_words}, got {action!r}")
-        if not 0 <= index < self.shop.num_actions:
-            raise self.shop.misstep(f"action {index}")
+            raise UsageError(f"an action is {shop.action_words}, got {action!r}")
+        if not 0 <= index < shop.num_actions:
+            raise shop.misstep(f"action {index}")
         return index

@@ -132,6 +132,7 @@ class Shop:
 
     id: ClassVar[str] = "Recsys-v0"  # under which it is registered
     settings_class: ClassVar[type[Settings]] = Settings
+    retrieves: ClassVar[bool] = False  # whether actions choose among candidates
     gate: ClassVar[bool] = False  # whether the question is yes or no, and not which item
     action_words: ClassVar[str] = "the index of an item, a whole number"
 

@@ -246,10 +246,15 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         index = np.flatnonzero(over_N)
         final_N = np.empty(self.num_envs, dtype=np.object_)  # of None
         final_N[index] = np.fromiter(observation[index], dtype=np.object_, count=len(index))
-        observation[index] = self._replace(index).first_observation
+        observation[index] = self._first_seen(index, self._replace(index))
         info |= self._greeting()
         info |= {"final_obs": final_N, "_final_obs": over_N}
         info |= {"final_info": own, "_final_info": over_N}
+
+    def _first_seen(self, index: IntArray, new: Sessions) -> np.ndarray:
+        """What is seen of those who have just come into the slots (n, S)."""
+        seen_nS: np.ndarray = new.first_observation
+        return seen_nS
 
     def _begin_next(
         self,
