@@ -204,7 +204,7 @@ def from_log(log: str, env: RecsysVectorEnv) -> Histories:
         from experiments.logs.schema import read_log
     except ImportError as error:
         raise MissingExtra("reading a log", error.name or "polars", "logs") from None
-    told = Histories(*histories(read_log(Path(log)).events, organic=False))
+    told: Histories = histories(read_log(Path(log)).events, organic=False)
     most = env.shop.num_items
     if told.items_ST.max() >= most:
         raise UsageError(

@@ -27,7 +27,17 @@ LOGS = {
     "experiments.preprocess": (),
     "experiments.fit": ("epochs=2", "eval.shoppers=1000"),
     "experiments.rank": (),
+    "experiments.interest": ("training.epochs=1", "sessions=200"),
+    "experiments.loop": (
+        "rounds=2",
+        "steps_per_round=2000",
+        "epochs=1",
+        "env.num_items=20",
+        "eval.shoppers=1000",
+        "eval.reference=index_policy",
+    ),
 }
+OUTSIDE_RUNS = ("experiments.collect", "experiments.preprocess", "experiments.rank")
 SMALL = ("experiment=quick", "progress=false", "eval.points=2", "total_timesteps=3000")
 
 
@@ -99,7 +109,8 @@ def test_the_leaderboard_is_the_one_that_was_drawn() -> None:
 
 def _of_logs(module: str, words: list[str], runs_dir: Path) -> list[str]:
     """The same with logs beside the runs."""
-    kept = [
-        word.replace("=logs/", f"={runs_dir}/logs/") for word in words if "episodes" not in word
-    ]
-    return [*kept, "progress=false", *LOGS[module]]
+    kept = [word for word in words if not word.startswith(("episodes", "rounds"))]
+    here = [word.replace("=logs/", f"={runs_dir}/logs/") for word in kept]
+    runs = [] if module in OUTSIDE_RUNS else [f"runs_dir={runs_dir}"]
+    progress = [] if module == "experiments.interest" else ["progress=false"]
+    return [*here, *progress, *LOGS[module], *runs]
