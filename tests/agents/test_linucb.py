@@ -88,7 +88,8 @@ def test_linear_bandits_differ_in_their_exploration_alone():
         agent._solve()
     observation = greet(ucb.env, 9)
     np.testing.assert_array_equal(ucb.score(observation), thompson.score(observation))
-    assert {name for name in vars(LinUCB) if not name.startswith("_")} == {"name", "exploration"}
+    own = {name for name in vars(LinUCB) if not name.startswith("_")}
+    assert own == {"name", "exploration", "propensity"}  # what it draws nothing for
     assert {name for name in vars(LinTS) if not name.startswith("_")} == {"name", "exploration"}
     assert (ucb.explored(observation) != thompson.explored(observation)).any()
     np.testing.assert_array_equal(ucb.explored(observation), ucb.explored(observation))
