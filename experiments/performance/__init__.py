@@ -1,0 +1,1 @@
+"""What ``experiments.bench`` measures: sides that take turns, rows of them, and the page."""
