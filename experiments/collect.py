@@ -137,7 +137,7 @@ def _who_serves_where(
     torch.set_num_threads(config["threads"])
     plain = config["env"] | {"autoreset_mode": "SameStep", "reveal": False}
     env = make_env(plain, num_envs)
-    if env.shop.gate:
+    if env.shop.gate or env.shop.retrieves:
         raise UsageError(f"logs tell what was chosen among items: there are none of {env.shop.id}")
     if asked["run"] is not None:
         directory = results.RunDirectory(Path(str(asked["run"]))).agent

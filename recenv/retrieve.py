@@ -6,6 +6,7 @@ The retriever is a part of the shop, sees what agents see, and knows no secret o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -53,6 +54,7 @@ class Index:
             self._cells = self._by_cells()
 
     def _by_cells(self) -> Any:
+        logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it was loaded
         try:
             import faiss
         except ImportError:

@@ -128,7 +128,7 @@ def test_a_scorers_towers_retrieve(tmp_path: Path) -> None:
     scorer.save(tmp_path / "agent")
     retriever = by_towers(tmp_path, make_env(1, **shop))
     env = made(400, retriever=retriever, scenario="static")
-    _observation, _ = env.reset(seed=0)
+    env.reset(seed=0)
     assert all(len(set(row)) == 6 for row in env.candidate_NK)
     assert by_towers(tmp_path, make_env(1, **shop)) is retriever
 

@@ -366,6 +366,7 @@ def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
     assert "organic must be true or false" in refused("organic=perhaps", out)
     assert "num_items" in refused("env.num_items=many", out)
     assert "no probabilities of its own" in refused("agent=random", "stochastic=true", out)
+    assert "there are none of RecsysRetrieve-v0" in refused("agent=random", "env=retrieve", out)
     assert "unknown if_exists" in refused("agent=random", "if_exists=skip", out)
     assert "is no run directory" in refused(f"run={tmp_path}", out)
     assert "views" in refused("agent=random", "views=-1", out)
