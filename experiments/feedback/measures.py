@@ -125,6 +125,7 @@ def draw(rows: list[Row], about: dict[str, Any], out: Path) -> Path:
     score.fill_between(number, low, high, color=COLOURS[0], alpha=0.2, lw=0)
     score.axhline(1.0, color="grey", ls=":", lw=1)
     score.set(ylabel="normalised score", title=f"0: {about['low']}, 1: {about['high']}")
+    score.set_ylim(min(0.0, np.nanmin(low)) - 0.03, max(1.0, np.nanmax(high)) + 0.03)
     line(conversion, [("conversion", "judged"), ("served_conversion", "served in the round")])
     conversion.set(ylabel="conversion", title="share of recommendations bought")
     line(
@@ -148,6 +149,8 @@ def draw(rows: list[Row], about: dict[str, Any], out: Path) -> Path:
         ],
     )
     cover.set(ylabel="share, coefficient", title="share of the catalogue that is shown, and Gini")
+    for axis in (bias, cover):
+        axis.set_ylim(-0.03, 1.03)
     figure.suptitle(about["title"])
     return save(figure, out)
 

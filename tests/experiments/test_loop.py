@@ -290,6 +290,27 @@ def test_concentration_of_counts_worked_by_hand() -> None:
     assert nothing["coverage"] == nothing["top10_share"] == 0.0
 
 
+def test_what_was_served_worked_by_hand() -> None:
+    events = pl.DataFrame(
+        {
+            "policy": ["mf"] * 5 + ["organic"],
+            "event": ["purchase", "view", "purchase", "ignore", "view", "view"],
+            "item": [0, 0, 1, 2, 0, 9],
+            "propensity": [0.9, 0.9, 0.1, None, 0.1, None],
+        }
+    )
+    told = measures.served(events, 10, np.array([1, 7, 0, 0, 0, 0, 0, 0, 0, 0]))
+    assert told["served_conversion"] == pytest.approx(0.4)
+    assert told["served_coverage"] == pytest.approx(0.3)
+    assert told["served_top10_share"] == pytest.approx(0.6)
+    assert told["bestseller_share"] == pytest.approx(0.2)  # item 1
+    assert told["bought_coverage"] == pytest.approx(0.2)
+    assert told["bought_top10_share"] == pytest.approx(0.5)
+    assert told["mean_propensity"] == pytest.approx(0.5)
+    assert set(told) >= set(measures.SERVED)
+    assert measures.served(events, 10, np.zeros(10))["bestseller_share"] is None
+
+
 def test_a_finished_loop_is_left_as_it_is(
     runs_dir: Path, whole: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
