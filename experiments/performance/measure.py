@@ -81,6 +81,7 @@ QUICK = Sizes(
     sweep_rounds=5,
     sweep_recommendations=50_000,
     train_rounds=1,
+    score_steps=400_000,
     peer_rounds=3,
     peer_steps=500,
     bandit_rounds=1,

@@ -43,7 +43,8 @@ LIGHT = 6000  # bytes that a shopper may cost
 LEARNERS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "ppo_sb3": ("ppo", {"backend": "sb3"}, 12.0),
     "ppo_device": ("ppo", {"backend": "device"}, None),
-    "dqn": ("dqn", {}, None),
+    # a turn begins anew: with the default a fifth of it would pass before anything is learned
+    "dqn": ("dqn", {"learning_starts": 512}, None),
     "scorer": ("scorer", {}, None),
     "linucb": ("linucb", {}, None),
 }
