@@ -23,7 +23,7 @@ Arguments:
                   time_to_score     seconds until 0.9 of the planning oracle, against
                                     stable-baselines3's own route: about an hour; what is
                                     finished is kept in out, and a new run goes on from there
-                                    (quick=true: 400,000 steps instead of 3 M, ten minutes)
+                                    (quick=true: 1 M steps instead of 3 M, 15 minutes)
     device    auto | cpu | cuda | cuda:n; the torch env is measured on the cpu, and there
     clock     wall | cpu: seconds on the wall, or of the processor (default: wall). On a machine
               that is busy with other things the second is fairer; rows with several threads
