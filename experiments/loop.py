@@ -176,7 +176,7 @@ def show(rows: list[dict[str, float | None]], title: str, files: dict[str, Path]
             str(row["round"]), f"{row['steps']:,}", f"{row['normalised_score']:.3f}", *told
         )
     console = Console(soft_wrap=True, highlight=False)
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 130)
     console.print(table)
     for name, path in files.items():
         console.print(f"{name}: {path}")
