@@ -25,7 +25,6 @@ from agents.base import (
 from agents.checkpoint import Resumable
 from agents.features import steps_taken
 from agents.rollout import play
-from recenv import dynamics as physics
 from recenv.dynamics import Event
 from recenv.errors import UsageError
 from recenv.gate import RecsysGateVectorEnv
@@ -115,16 +114,11 @@ class MyopicOracle(Agent):
                 f"agent {self.name} reads the true state of the bound shop, so it recommends "
                 f"only to the {env.num_envs} shoppers there, got {len(observation)} observations"
             )
+        told = shop.tables, env.state, env.traits
         if isinstance(env, RecsysGateVectorEnv):
-            told = shop.tables, env.state, env.traits
-            utility_N = env.shop.utility(xp, *told, env.candidate_N)
-            return _against_nothing(utility_N)
-        if isinstance(env, RecsysRetrieveVectorEnv):
-            told = shop.tables, env.state, env.traits
-            utility_NK: np.ndarray = env.shop.utilities(xp, *told, env.candidate_NK)
-            return utility_NK
-        items = shop.items(xp, shop.tables)
-        utility: np.ndarray = physics.utilities(xp, shop.dynamics, env.state, env.traits, items)
+            return _against_nothing(env.shop.utility(xp, *told, env.candidate_N))
+        candidate_NK = env.candidate_NK if isinstance(env, RecsysRetrieveVectorEnv) else None
+        utility: np.ndarray = shop.utilities(xp, *told, candidate_NK)
         return utility
 
 

@@ -202,24 +202,11 @@ class RetrieveShop(Shop):
         index = xp.asarray(action)[..., None]
         return xp.take_along_axis(candidate, index, axis=-1)[..., 0]
 
-    def advance(
-        self,
-        xp: Any,
-        tables: Tables,
-        state: State,
-        traits: Traits,
-        action: Array,
-        candidate: Array | None,
-        threshold: Array,
-        drift_row: Array,
-    ) -> Outcome:
-        item = self.shown(xp, action, candidate)
-        return physics.step(xp, self.dynamics, tables, state, traits, item, threshold, drift_row)
-
     def utilities(
-        self, xp: Any, tables: Tables, state: State, traits: Traits, candidate: Array
+        self, xp: Any, tables: Tables, state: State, traits: Traits, candidate: Array | None
     ) -> Array:
         """Utility of each candidate, (..., k)."""
+        assert candidate is not None
         items = physics.items_at(xp, tables, candidate)
         return physics.utility(
             self.dynamics,
@@ -230,26 +217,6 @@ class RetrieveShop(Shop):
             traits.base_rate[..., None],
             physics.trust(xp, self.dynamics, state.satisfaction)[..., None],
         )
-
-    def reveal(
-        self,
-        xp: Any,
-        tables: Tables,
-        state: State,
-        traits: Traits,
-        action: Array,
-        candidate: Array | None = None,
-        stock: Array | None = None,
-    ) -> dict[str, Array]:
-        """As in ``Shop``, with the best of the candidates as what could have been."""
-        assert candidate is not None
-        utility = self.utilities(xp, tables, state, traits, candidate)
-        probability = physics.sigmoid(xp, utility)
-        if stock is not None:
-            probability = xp.where(stock, probability, 0.0)
-        chosen = self.shown(xp, action, probability)
-        best = xp.max(probability, axis=-1)
-        return {"purchase_probability": chosen, "regret": 2.0 * (best - chosen)}
 
     def action_masks(self, threshold: Array, candidate: Array | None = None) -> Array:
         assert candidate is not None

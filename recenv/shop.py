@@ -281,11 +281,18 @@ class Shop:
         drift_row: Array,
     ) -> Outcome:
         """What the actions (...) lead to; ``candidate`` is what they are about, at a gate."""
-        return physics.step(xp, self.dynamics, tables, state, traits, action, threshold, drift_row)
+        item = self.shown(xp, action, candidate)
+        return physics.step(xp, self.dynamics, tables, state, traits, item, threshold, drift_row)
 
     def shown(self, xp: Any, action: Array, candidate: Array | None) -> Array:
         """The items (...) that actions put before shoppers; -1 for none."""
         return action
+
+    def utilities(
+        self, xp: Any, tables: Tables, state: State, traits: Traits, candidate: Array | None
+    ) -> Array:
+        """Utility of what each action stands for, (..., A)."""
+        return physics.utilities(xp, self.dynamics, state, traits, self.items(xp, tables))
 
     def reveal(
         self,
@@ -297,12 +304,12 @@ class Shop:
         candidate: Array | None = None,
         stock: Array | None = None,
     ) -> dict[str, Array]:
-        """Purchase probability of ``action`` (...), and its regret against the best item.
+        """Purchase probability of ``action`` (...), and its regret against the best action.
 
-        Regret is in expected reward of this step, 2 (p_best - p). It looks at all items; what
-        is not in ``stock`` (..., I) is bought by nobody.
+        Regret is in expected reward of this step, 2 (p_best - p). It looks at all actions; what
+        is not in ``stock`` (..., A) is bought by nobody.
         """
-        utility = physics.utilities(xp, self.dynamics, state, traits, self.items(xp, tables))
+        utility = self.utilities(xp, tables, state, traits, candidate)
         probability = physics.sigmoid(xp, utility)
         if stock is not None:
             probability = xp.where(stock, probability, 0.0)
