@@ -8,12 +8,15 @@ from typing import Any
 
 import gymnasium as gym
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from agents.base import Agent
 from agents.retrieval import by_towers
+from experiments.cli import hydras_line
 from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.gate import GateShop
 from recenv.retrieve import CONTENT, RecsysRetrieveVectorEnv, Retriever, RetrieveShop
@@ -113,13 +116,21 @@ def load_agent(
     return agent_class(config["agent"]).load(directory, env, device)
 
 
-def configuration(words: list[str], runs_dir: Path) -> dict[str, Any]:
-    """What ``experiments.run`` takes, composed from conf/ and words as on a command line."""
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        overrides = [quoted(word) for word in words]
-        composed = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+def configuration(words: list[str], runs_dir: Path | None = None) -> dict[str, Any]:
+    """What ``experiments.run`` takes, composed from conf/ and words as on a command line.
+
+    Raises:
+        UsageError: there is no such key or file, or a word cannot be read.
+    """
+    overrides = [quoted(word) for word in words]
+    try:
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            composed = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise hydras_line(error) from None
     assert isinstance(composed, dict)
-    composed["runs_dir"] = str(runs_dir)
+    if runs_dir is not None:
+        composed["runs_dir"] = str(runs_dir)
     for key in ("if_exists", "resume"):
         composed.pop(key)
     return {str(key): value for key, value in composed.items()}

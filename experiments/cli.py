@@ -25,7 +25,7 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     for word in argv:
         if "=" not in word:
             raise UsageError(f"arguments are key=value, got {word!r}: try --help")
-        key = word.split("=", 1)[0].split(".", 1)[0]
+        key = key_of(word)
         if key not in defaults:
             raise unknown("argument", key, defaults)
         if isinstance(defaults[key], dict) and not word.startswith(f"{key}."):
@@ -37,6 +37,11 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"arguments not understood: {one_line(error)}") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def key_of(word: str) -> str:
+    """What stands before the first = and the first dot of a word."""
+    return word.split("=", 1)[0].split(".", 1)[0]
 
 
 def entry(main: Callable[[list[str]], None], usage: str | None) -> None:
@@ -97,3 +102,8 @@ def complain(error: Exception) -> None:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def hydras_line(error: Exception) -> UsageError:
+    """What Hydra complains of, without the list of the places where it looked."""
+    return UsageError(one_line(error).partition(" Config search path:")[0])

@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +47,7 @@ from experiments.build import (
     make_agent,
     make_env,
 )
-from experiments.cli import arguments, entry, one_line
+from experiments.cli import arguments, entry, key_of
 from experiments.evaluate import PLANS
 from recenv.errors import UsageError
 from recenv.organic import Habits
@@ -80,7 +78,7 @@ def main(argv: list[str]) -> None:
     """Collect, and show what was collected."""
     from experiments.logs.collect import Recipe, collect  # they need an extra
 
-    composed = [word for word in argv if _key(word) in COMPOSED]
+    composed = [word for word in argv if key_of(word) in COMPOSED]
     known = DEFAULTS | dict.fromkeys(COMPOSED)
     asked = arguments([word for word in argv if word not in composed], known)
     for name in ("organic", "stochastic", "truth", "progress"):
@@ -120,10 +118,6 @@ def main(argv: list[str]) -> None:
     show(told, out)
 
 
-def _key(word: str) -> str:
-    return word.split("=", 1)[0].split(".", 1)[0]
-
-
 def _who_serves_where(
     composed: list[str], asked: dict[str, Any], num_envs: int
 ) -> tuple[dict[str, Any], Agent, RecsysVectorEnv]:
@@ -150,10 +144,7 @@ def _who_serves_where(
 
 
 def _compose(words: list[str], runs_dir: Path) -> dict[str, Any]:
-    try:
-        config = configuration(words, runs_dir)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(one_line(error).partition(" Config search path:")[0]) from None
+    config = configuration(words, runs_dir)
     for group in ("agent", "env"):
         if not isinstance(config.get(group), dict):
             raise UsageError(f"{group} must name a file in conf/{group}, got {config.get(group)!r}")
@@ -163,7 +154,7 @@ def _compose(words: list[str], runs_dir: Path) -> dict[str, Any]:
 def _of_run(words: list[str], path: Path) -> dict[str, Any]:
     """The configuration of a run, with another shop or seed where ``words`` say so."""
     for word in words:
-        if _key(word) == "agent" or word.startswith("env="):
+        if key_of(word) == "agent" or word.startswith("env="):
             raise UsageError(f"{word}: run=... brings its own agent and shop (env.* changes it)")
     run = results.RunDirectory(path)
     config = run.config()

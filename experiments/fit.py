@@ -38,15 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from agents.base import resolve_device
 from agents.scorer import Scorer
 from agents.supervised import Fitted
 from experiments import results, run
 from experiments.build import configuration, group_defaults, make_agent, make_env
-from experiments.cli import arguments, entry, one_line
+from experiments.cli import arguments, entry, key_of
 from experiments.fitting import figures
 from experiments.fitting.data import Data, collect, from_log, log_shop, rounded
 from experiments.fitting.figures import Done
@@ -168,7 +166,7 @@ def read(directory: results.RunDirectory) -> Report:
 
 def main(argv: list[str]) -> None:
     """Fit, print and draw."""
-    own = [word for word in argv if _key(word) in DEFAULTS]
+    own = [word for word in argv if key_of(word) in DEFAULTS]
     asked = _asked(own)
     words = [word for word in argv if word not in own]
     done, directories = [], []
@@ -177,7 +175,7 @@ def main(argv: list[str]) -> None:
         more = [f"env.scenario={scenario}"] if scenario is not None else []
         more += [f"env.world_seed={world}"] if world is not None else []
         more += [f"seed={seed}"] if seed is not None else []
-        config = _compose([*words, *more])
+        config = configuration(["agent=scorer", *words, *more])
         directory, found = fit(config, asked)
         one = _done(directory, found)
         figures.draw([one], directory.path / "fit.png")
@@ -206,20 +204,6 @@ def _done(directory: results.RunDirectory, found: Report) -> Done:
         reference=summary["reference_high"]["name"].replace("_", " "),
         report=found,
     )
-
-
-def _key(word: str) -> str:
-    return word.split("=", 1)[0].split(".", 1)[0]
-
-
-def _compose(words: list[str]) -> dict[str, Any]:
-    """The configuration of a run; agent=scorer where nothing else is said."""
-    given = [word for word in words if _key(word) == "runs_dir"]
-    runs_dir = given[-1].partition("=")[2] if given else "runs"
-    try:
-        return configuration(["agent=scorer", *words], Path(runs_dir))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(one_line(error).partition(" Config search path:")[0]) from None
 
 
 def _asked(words: list[str]) -> dict[str, Any]:

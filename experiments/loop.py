@@ -44,14 +44,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from experiments import results, run
 from experiments.build import configuration, make_env
-from experiments.cli import Interrupted, arguments, entry, one_line
+from experiments.cli import Interrupted, arguments, entry, key_of
 from recenv.errors import UsageError, unknown
 from recenv.shop import as_number
 
@@ -184,14 +182,10 @@ def show(rows: list[dict[str, float | None]], title: str, files: dict[str, Path]
 
 def main(argv: list[str]) -> None:
     """Compose, check, and do the loop."""
-    own = [word for word in argv if _key(word) in DEFAULTS]
+    own = [word for word in argv if key_of(word) in DEFAULTS]
     asked = _asked(own)
     config = _compose([word for word in argv if word not in own])
     loop(config, asked)
-
-
-def _key(word: str) -> str:
-    return word.split("=", 1)[0].split(".", 1)[0]
 
 
 def _asked(words: list[str]) -> dict[str, Any]:
@@ -216,15 +210,9 @@ def _asked(words: list[str]) -> dict[str, Any]:
 def _compose(words: list[str]) -> dict[str, Any]:
     """The configuration of a run; agent=scorer and behaviour where nothing else is said."""
     for word in words:
-        if _key(word) == "total_timesteps":
+        if key_of(word) == "total_timesteps":
             raise UsageError(f"{word}: a loop is as long as rounds times steps_per_round")
-    given = [word for word in words if _key(word) == "runs_dir"]
-    runs_dir = given[-1].partition("=")[2] if given else "runs"
-    behaviour = "env.observation=behaviour"
-    try:
-        config = configuration(["agent=scorer", behaviour, *words], Path(runs_dir))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(one_line(error).partition(" Config search path:")[0]) from None
+    config = configuration(["agent=scorer", "env.observation=behaviour", *words])
     agent = config["agent"]
     if isinstance(agent, dict) and agent.get("name") == "scorer" and "encoder_width" in agent:
         # encoder=gru: the scorer has its own

@@ -53,7 +53,13 @@ from experiments.build import (
     make_env,
     quoted,
 )
-from experiments.cli import Interrupted, asked_to_stop, complain, interrupts_raise, one_line
+from experiments.cli import (
+    Interrupted,
+    asked_to_stop,
+    complain,
+    hydras_line,
+    interrupts_raise,
+)
 from experiments.evaluate import Judge, check_reference, summarise
 from experiments.report import print_table
 from recenv.errors import UsageError, unknown
@@ -532,11 +538,6 @@ def _command(words: list[str]) -> int:
     return _finish_sweep(words) if sweeping else 0
 
 
-def _hydras_line(error: Exception) -> UsageError:
-    """What Hydra complains of, without the list of the places where it looked."""
-    return UsageError(one_line(error).partition(" Config search path:")[0])
-
-
 if __name__ == "__main__":
     interrupts_raise()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -547,7 +548,7 @@ if __name__ == "__main__":
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         if traced:
             raise
-        complain(_hydras_line(error))
+        complain(hydras_line(error))
         sys.exit(MISTAKEN)
     except KeyboardInterrupt as stopped:
         plain = "interrupted: what was kept so far is there; go on with if_exists=resume"
