@@ -298,10 +298,8 @@ KEYS = ("cold_last", "warm_first", "warm_last")
 WHY = """
 Where greedy is right (`static`), a scorer is nearly all that there is to learn, and the policy may
 follow it closely (temperature {static}). Where it is wrong (`full`), the scorer tells who likes
-what, but not which tempting items cost trust; that is learned at the cold start's pace. A policy
-that follows the scorer closely there sees too little else: in drafts of one seed, 100 thousand
-steps after the scorer's, a temperature of 0.5 had come to -13.2, 1 to -10.2, 2 to -4.7 and 4 to
--4.9, where the cold start was at -12.8 after as many. So in `full` it begins at temperature {full}.
+what, but not which tempting items cost trust; that is learned at the cold start's pace. So that
+it sees more than what the scorer would show, the policy begins at temperature {full} there.
 """
 WRITERS = {"heads": heads, "unseen": unseen, "warm": warm}
 
@@ -319,7 +317,11 @@ def main(argv: list[str]) -> None:
     seeds = {part: _numbers(given["seeds"] or SEEDS[part]) for part in PARTS}
     asked = Asked(seeds, given["draw"], Path(str(given["runs_dir"])))
     torch.set_num_threads(1)
-    lines = ["# Large catalogues: two-tower heads, unseen items, warm starts\n"]
+    command = " ".join(["python -m experiments.towers", *(w for w in argv if w[:4] != "draw")])
+    lines = [
+        "# Large catalogues: two-tower heads, unseen items, warm starts\n",
+        f"Made by `{command}`; finished runs are kept, so that it goes on where it was stopped.\n",
+    ]
     for part in PARTS:
         if part in parts:
             for line in WRITERS[part](asked):
