@@ -51,9 +51,8 @@ IF_EXISTS = ("error", "skip", "resume", "overwrite")
 QUESTION = ("agent", "env", "seed", "total_timesteps", "eval", "fingerprint")
 # what every reader of summary.json may rely on
 REQUIRED = ("normalised_score", "reference_low", "reference_high", "reference_myopic")
-COLUMNS = (
-    "timesteps",
-    "train_seconds",
+# what an evaluation says of a policy
+JUDGED = (
     "return_mean",
     "return_low",
     "return_high",
@@ -67,6 +66,11 @@ COLUMNS = (
     "gini",
     "entropy",
     "top_item_share",
+)
+COLUMNS = (
+    "timesteps",
+    "train_seconds",
+    *JUDGED,
     "newcomers_return_mean",
     "newcomers_normalised_score",
     "training_return_mean",  # of the sessions served while learning since the last evaluation

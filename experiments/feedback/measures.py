@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments import results
 from experiments.evaluate import entropy, gini
 from experiments.logs.schema import ORGANIC
 from experiments.plot import COLOURS, MARKERS, save
@@ -18,23 +19,7 @@ from recenv.dynamics import Event
 
 Row = dict[str, float | None]
 TOP = 0.1  # share of the catalogue that counts as its top
-# Of the judged policy, as in ``results.COLUMNS``.
-JUDGED = (
-    "return_mean",
-    "return_low",
-    "return_high",
-    "normalised_score",
-    "normalised_low",
-    "normalised_high",
-    "myopic_regret",
-    "conversion",
-    "session_length",
-    "coverage",
-    "gini",
-    "entropy",
-    "top_item_share",
-    "top10_share",
-)
+JUDGED = (*results.JUDGED, "top10_share")
 SERVED = (
     "served_conversion",
     "served_coverage",
@@ -164,7 +149,7 @@ def _lines(number: list[float | None], rows: list[Row]) -> Any:
         axis.set_xlabel("round")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(framealpha=0.9, edgecolor="none", fontsize=8)
 
     return lines
 
