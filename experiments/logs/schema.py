@@ -174,8 +174,6 @@ def event_files(path: Path, on_bad: str = "error") -> list[Path]:
     """
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise UsageError(f"there is no log {path}: collect one with python -m experiments.collect")
     files = sorted([*path.glob("events*.parquet"), *path.glob("events*.csv")])
     missing = missing_files(path)
     if missing and on_bad == "error":
@@ -192,7 +190,13 @@ def missing_files(path: Path) -> list[Path]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What log.json says; {} where there is none (a log from elsewhere)."""
+    """What log.json says; {} where there is none (a log from elsewhere).
+
+    Raises:
+        UsageError: there is no log at all.
+    """
+    if not path.exists():
+        raise UsageError(f"there is no log {path}: collect one with python -m experiments.collect")
     target = path / LOG_FILE
     return results.read_json(target) if target.is_file() else {}
 

@@ -102,6 +102,7 @@ class Result:
         rounds: how often the sides took turns.
         clock: by which they were timed, see ``CLOCKS``.
         floor, ceiling: what is asked of the ratio.
+        commit: the code that was measured, where that is not the report's.
     """
 
     row: str
@@ -117,6 +118,7 @@ class Result:
     clock: str = "wall"
     floor: float | None = None
     ceiling: float | None = None
+    commit: str | None = None
 
     @property
     def verdict(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ def with_old(report: dict[str, Any], path: Path) -> dict[str, Any]:
     """The report, and the rows of an older one that were not measured anew, as they were."""
     if not path.is_file():
         return report
-    rows = {row.row: row for row in read(path)["rows"]} | {row.row: row for row in report["rows"]}
+    old = read(path)
+    commit = old["machine"].get("git")
+    kept = [replace(row, commit=row.commit or commit) for row in old["rows"]]
+    rows = {row.row: row for row in (*kept, *report["rows"])}
     return report | {"rows": list(rows.values())}
 
 
@@ -168,7 +171,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     facts = "\n".join(f"- {name}: {value}" for name, value in report["machine"].items())
     sides = "\n".join(
-        f"- **{row.row}**: {row.what}" + (f"; against {row.against}" if row.against else "")
+        f"- **{row.row}**: {row.what}"
+        + (f"; against {row.against}" if row.against else "")
+        + (f"; measured at commit {row.commit}" if row.commit else "")
         for row in report["rows"]
     )
     missing = [f"- {name}: {why}" for name, why in NOT_HERE.items() if not _there(name, report)]

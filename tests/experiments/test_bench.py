@@ -19,6 +19,7 @@ from experiments.cli import entry
 from experiments.performance import page, peer, rows, score_time, sides
 from experiments.performance.floor import floor
 from experiments.performance.measure import Bench, Result, Sizes, Timed
+from experiments.results import versions
 from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
 
@@ -74,6 +75,7 @@ FIELDS = {
     "clock",
     "floor",
     "ceiling",
+    "commit",
     "verdict",
 }
 ASKED = {
@@ -477,6 +479,9 @@ def test_rows_are_added_to_those_that_are_there(
     assert run_command(monkeypatch, f"out={tmp_path}", "add=true") == 0
     report = json.loads((tmp_path / "performance.json").read_text())
     assert [row["row"] for row in report["rows"]] == ["memory", "vector"]
+    # what was kept says which code it measured
+    commits = [row["commit"] for row in report["rows"]]
+    assert commits == [versions()["git"], None]
     assert run_command(monkeypatch, f"out={tmp_path}") == 0
     report = json.loads((tmp_path / "performance.json").read_text())
     assert [row["row"] for row in report["rows"]] == ["vector"]
