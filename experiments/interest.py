@@ -20,7 +20,8 @@ Arguments:
 
 Prints one row per model: the held-out loss of the next purchase (popularity beside it), R2 and
 cosine of the true interest from u by a held-out linear probe, the same from raw counts and
-sums of features over the same window, and how many rows a second the encoder reads.
+sums of features over the same window, and how many rows a second the encoder reads; and what a
+Bayes filter recovers that knows the shop's true model: more cannot be known.
 Writes <runs_dir>/<environment>/interest/: a component for each model (agent.interest=<it>), the
 table as interest.md and the picture as interest.png.
 """
@@ -42,6 +43,7 @@ from rich.table import Table
 
 from agents.base import resolve_device
 from agents.encoders import ENCODERS
+from agents.interest.filter import filtered
 from agents.interest.histories import Histories, record
 from agents.interest.model import (
     Design,
@@ -59,11 +61,12 @@ from experiments.build import group_defaults, make_env
 from experiments.cli import arguments, entry
 from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.seeding import Role, derive_seed, generator
-from recenv.shop import as_number
+from recenv.shop import Shop, as_number
 from recenv.vector_env import RecsysVectorEnv
 
 SLOTS = 512  # shoppers at once
-REPORT = "report.json"
+REPORT, FILTER = "report.json", "filter.json"
+PARTICLES = 1024  # of the Bayes filter
 LEARNING, JUDGING = 0, 1  # what recorded sessions are for
 TIMED = 0.3  # seconds for which a speed is measured
 
@@ -151,6 +154,20 @@ def measure(question: Question, design: Design, data: Data, place: Path, fresh: 
     )
     results.write_json(path / REPORT, asdict(told) | {"asked": asked})
     return told
+
+
+def bound(question: Question, data: Data, shop: Shop, place: Path, fresh: bool) -> Recovery:
+    """What a Bayes filter that knows the shop recovers, of a whole session."""
+    asked = asdict(question) | {"particles": PARTICLES}
+    if not fresh and (place / FILTER).is_file():
+        kept = results.read_json(place / FILTER)
+        if kept.pop("asked", None) == asked:
+            return Recovery(**kept)
+    rng = generator(Role.STATISTICS, question.seed)
+    told = filtered(data.judged, shop, data.probed, rng, PARTICLES)
+    found = probe(told.astype(np.float32), data.judged, data.probed)
+    results.write_json(place / FILTER, asdict(found) | {"asked": asked})
+    return found
 
 
 @dataclass(frozen=True)
@@ -255,8 +272,9 @@ HEAD = (
 )  # fmt: skip
 
 
-def rows(found: list[Told]) -> list[list[str]]:
-    """The cells of the table, under ``HEAD``."""
+def rows(found: list[Told], most: Recovery) -> list[list[str]]:
+    """The cells of the table, under ``HEAD``; the last row is that of the filter."""
+    known = ["Bayes filter", "all", "", "", f"{most.r2:.3f}", "", f"{most.cosine:.3f}", "", "", ""]
     return [
         [
             told.design.encoder,
@@ -269,19 +287,20 @@ def rows(found: list[Told]) -> list[list[str]]:
             f"{told.windows_per_second:,.0f}",
         ]
         for told in found
-    ]
+    ] + [known]
 
 
-def markdown(found: list[Told]) -> str:
-    lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *rows(found)]
+def markdown(found: list[Told], most: Recovery) -> str:
+    """The table."""
+    lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *rows(found, most)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def print_all(found: list[Told], shop: str) -> None:
+def print_all(found: list[Told], most: Recovery, shop: str) -> None:
     table = Table(title=f"interest models on {shop}", title_justify="left")
     for place, name in enumerate(HEAD):
         table.add_column(name, justify="left" if place < 1 else "right")
-    for cells in rows(found):
+    for cells in rows(found, most):
         table.add_row(*cells)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 140)  # a wide table is better cut off than squeezed
@@ -290,12 +309,20 @@ def print_all(found: list[Told], shop: str) -> None:
         console.print(f"agent.interest={told.path}")
 
 
-def draw(found: list[Told], shop: str, out: Path) -> Path:
+def draw(found: list[Told], most: Recovery, shop: str, out: Path) -> Path:
     """R2 and cosine over H, a line per encoder, and that of raw sums."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, measured in zip(figure.subplots(1, 2), ("r2", "cosine"), strict=True):
         draw_recovery(axis, found, measured)
+        axis.axhline(getattr(most, measured), color="0.35", linewidth=1.0, linestyle=":")
+        words = "Bayes filter of the true model, whole session"
+        place = (0.02, getattr(most, measured))
+        axis.annotate(
+            words, place, xycoords=axis.get_yaxis_transform(), xytext=(0, 3),
+            textcoords="offset points", fontsize=8, color="0.35",
+        )  # fmt: skip
+        axis.set_ylim(bottom=0.0)
     figure.suptitle(f"how much of the true interest is recovered, {shop}")
     return plot.save(figure, out)
 
@@ -322,7 +349,7 @@ def draw_recovery(axis: Any, found: list[Told], measured: str) -> None:
     axis.set_xlabel("interactions that are read, H")
     axis.set_ylabel("held-out R2" if measured == "r2" else "mean cosine")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower right")
 
 
 DEFAULTS: dict[str, Any] = {
@@ -372,17 +399,19 @@ def main(argv: list[str]) -> None:
             design = _settings("design", Design, parts)
             fresh = asked["if_exists"] == "overwrite"
             found.append(measure(question, design, data, place, fresh))
-    print_all(found, name)
-    results.write_text(place / "interest.md", markdown(found))
-    print(f"picture: {draw(found, name, place / 'interest.png')}")
+    most = bound(question, data, shop, place, asked["if_exists"] == "overwrite")
+    print_all(found, most, name)
+    results.write_text(place / "interest.md", markdown(found, most))
+    print(f"picture: {draw(found, most, name, place / 'interest.png')}")
 
 
 def _about(log: str) -> dict[str, Any]:
     """What a log says of itself."""
-    if not Path(log).is_dir():
-        raise UsageError(f"there is no log {log}: collect one with python -m experiments.collect")
-    path = Path(log) / "log.json"
-    return results.read_json(path) if path.is_file() else {}
+    try:
+        from experiments.logs.schema import read_about
+    except ImportError as error:
+        raise MissingExtra("reading a log", error.name or "polars", "logs") from None
+    return read_about(Path(log))
 
 
 def _settings(group: str, cls: Any, given: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ def test_models_are_trained_measured_and_kept(
     assert "epoch 2" in told.err
     (place,) = tmp_path.glob("*/interest")
     lines = (place / "interest.md").read_text().splitlines()
-    assert len(lines) == 2 + 4
+    assert len(lines) == 2 + 4 + 1  # and the filter's
     assert all(line.count("|") == len(interest.HEAD) + 1 for line in lines)
     assert (place / "interest.png").stat().st_size > 10_000
     (path,) = place.glob("gru*history=4*/seed=0")
