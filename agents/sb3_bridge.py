@@ -38,6 +38,7 @@ from agents.base import (
 from agents.checkpoint import freeze, thaw
 from agents.features import features_as_in
 from agents.files import fitting, read_tensors, write_tensors
+from agents.interest.filter import FilterReader
 from agents.interest.histories import record
 from agents.interest.model import InterestModel, Training, fit
 from agents.interest.perception import INTEREST, Perception, hand_over
@@ -67,7 +68,7 @@ class SB3Bridge(VecEnv):
         seed: int | None = None,
         reward_scale: float = 1.0,
         first_session_steps: np.ndarray | None = None,
-        reader: Reader | None = None,
+        reader: Reader | FilterReader | None = None,
     ):
         if env.shop.settings.autoreset_mode != "SameStep":
             raise UsageError('stable-baselines3 needs autoreset_mode="SameStep"')
@@ -245,7 +246,7 @@ class SB3Agent(Agent):
         self.reward_scale = reward_scale
         self._model: BaseAlgorithm | None = None
         self._made_in: RecsysVectorEnv | None = None
-        self._reader: Reader | None = None
+        self._reader: Reader | FilterReader | None = None
         self._can_read = not self.perception.pretrains
         self._played = 0  # steps at random, to learn to read
 
@@ -348,7 +349,7 @@ class SB3Agent(Agent):
         return SB3Bridge(env, self.training_seed, self.reward_scale, first_N, self._before)
 
     @property
-    def _before(self) -> Reader | None:
+    def _before(self) -> Reader | FilterReader | None:
         """What reads for the policy, where it does not do so itself."""
         return self._reader if self.perception.freeze_encoder else None
 
@@ -444,7 +445,7 @@ class SB3Agent(Agent):
         Raises:
             UsageError: it is of another design, or nothing reads for this agent.
         """
-        if self._before is None:
+        if not isinstance(self._before, Reader):
             raise UsageError(f"agent {self.name} has no interest model before its policy")
         own = self._before.model
         own.load_state_dict(fitting(interest.state_dict(), own.state_dict()))
@@ -458,7 +459,7 @@ class SB3Agent(Agent):
         return super().checkpoint() | {
             "env": bridge.env.checkpoint(),
             "memory": freeze(bridge.memory),
-            "interest": freeze(self._reader.model) if self._reader else None,
+            "interest": freeze(self._reader) if self._reader else None,
             "globals": global_states(self._torch),
             "actions": freeze(model.action_space.np_random),
             "policy": freeze(model.policy),
@@ -475,7 +476,7 @@ class SB3Agent(Agent):
         bridge.memory = kept.pop("memory")
         interest = kept.pop("interest")
         if self._reader is not None:
-            thaw(interest, self._reader.model)
+            thaw(interest, self._reader)
         self._can_read = True
         self._globals = kept.pop("globals")
         thaw(kept.pop("actions"), model.action_space.np_random)
@@ -495,7 +496,7 @@ class SB3Agent(Agent):
 
     def _learn_to_read(self, total_timesteps: int, callback: Callback | None) -> None:
         """Train the model of u on steps at random, which count."""
-        assert self._reader is not None
+        assert isinstance(self._reader, Reader)
         env = self.training_env.sibling(self.num_envs)
         steps = min(self.perception.pretrain_steps, total_timesteps)
         # not the shoppers that it meets afterwards
@@ -527,7 +528,7 @@ class SB3Agent(Agent):
 
     def _save(self, directory: Path) -> None:
         if self._reader is not None:
-            self._reader.model.save(directory / INTEREST)
+            self._reader.save(directory / INTEREST)
         # not stable-baselines3's own zip: it holds pickles
         write_tensors(directory / "policy.safetensors", self.model.policy.state_dict())
 

@@ -1,83 +1,137 @@
 """What could be known of an interest at all: a Bayes filter that knows the shop's true model.
 
 It knows who comes and how they respond and change, item secrets included, but not who this
-shopper is: of her it sees what any interest model sees. It is no agent's, and bounds, up to the
-noise of its particles, what a probe can recover from behaviour.
+shopper is: of her it sees what any interest model sees. Like the oracles it is nothing that a
+shop could run. It bounds, up to the noise of its particles, what can be recovered from
+behaviour, and ``encoder=bayes`` shows what a policy makes of it.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from array_api_compat import numpy as xp
+from pathlib import Path
+from typing import NamedTuple
 
-from agents.interest.histories import Histories
+import numpy as np
+import torch
+from array_api_compat import numpy as xp
+from gymnasium import spaces
+from torch import nn
+
+from agents.interest.histories import NOTHING, Histories
+from agents.interest.reading import behaviour_of, keys
+from agents.towers import find
 from recenv import dynamics as physics
 from recenv.dynamics import Event
+from recenv.seeding import Role, derive_seed
 from recenv.shop import Shop
 
-JITTER = 0.05  # of interests that were drawn again, so that they do not become too few
+JITTER = 0.03  # of interests that were drawn again, so that they do not become too few
 SURE = 1e3  # log odds of what cannot fail
+PARTICLES = 256  # of a filter that stands before a policy
 
 
-def filtered(
-    histories: Histories, shop: Shop, steps: list[int], rng: np.random.Generator, particles: int
-) -> np.ndarray:
-    """The expected interest (S, t, D) before each of these steps, given all that came before.
+class Belief(NamedTuple):
+    """P shoppers that each of N might be, and what is known of her for certain."""
+
+    interest_NPD: np.ndarray
+    base_rate_NP: np.ndarray
+    price_sensitivity_NP: np.ndarray
+    log_weight_NP: np.ndarray
+    satiation_NK: np.ndarray
+    satisfaction_N: np.ndarray
+
+    @property
+    def share_NP(self) -> np.ndarray:
+        """How likely she is each of them."""
+        weight_NP = np.exp(self.log_weight_NP - self.log_weight_NP.max(axis=1, keepdims=True))
+        share_NP: np.ndarray = weight_NP / weight_NP.sum(axis=1, keepdims=True)
+        return share_NP
+
+    @property
+    def interest_ND(self) -> np.ndarray:
+        """Her expected interest, the shorter the less is known."""
+        return np.einsum("np,npd->nd", self.share_NP, self.interest_NPD)
+
+
+class BayesFilter:
+    """A particle filter of shoppers (Gordon et al. 1993).
 
     Args:
-        histories: sessions of the shop, from their beginning.
-        particles: P, the shoppers that each might be (Gordon et al. 1993).
+        shop: whose true model it knows.
+        particles: P.
     """
-    dynamics, tables = shop.dynamics, shop.tables
-    s, last = len(histories), max(steps)
-    population = shop.world.population
-    people = population.draw(rng, s * particles)
-    traits = population.traits(people)
-    interest_SPD = people.interest.reshape(s, particles, -1)
-    base_SP, price_SP = (
-        part.reshape(s, particles) for part in (traits.base_rate, traits.price_sensitivity)
-    )
-    satiation_SK = np.zeros((s, shop.catalogue.num_categories))
-    satisfaction_S, weight_SP = np.zeros(s), np.zeros((s, particles))
-    low, high = _cuts(shop)
-    told = {}
-    for t in range(last + 1):
-        if t in steps:
-            told[t] = np.einsum("sp,spd->sd", _shares(weight_SP), interest_SPD)
-        item_S, event_S = histories.items_ST[:, t], histories.events_ST[:, t]
-        there_S = (event_S >= 0) & (item_S >= 0)
-        items = physics.items_at(xp, tables, np.maximum(item_S, 0))
-        utility_SP = physics.utility(
+
+    def __init__(self, shop: Shop, particles: int):
+        self.shop, self.particles = shop, particles
+        self._low, self._high = cuts(shop)
+
+    def begin(self, count: int, rng: np.random.Generator) -> Belief:
+        """What is believed of newcomers."""
+        n, p = count, self.particles
+        population = self.shop.world.population
+        people = population.draw(rng, n * p)
+        traits = population.traits(people)
+        return Belief(
+            np.array(people.interest, dtype=np.float64).reshape(n, p, -1),
+            np.array(traits.base_rate, dtype=np.float64).reshape(n, p),
+            np.array(traits.price_sensitivity, dtype=np.float64).reshape(n, p),
+            np.zeros((n, p)),
+            np.zeros((n, self.shop.catalogue.num_categories)),
+            np.zeros(n),
+        )
+
+    def advance(
+        self, belief: Belief, item_N: np.ndarray, event_N: np.ndarray, rng: np.random.Generator
+    ) -> Belief:
+        """What is believed after one more interaction; item or event -1: there was none."""
+        there_N = (event_N >= 0) & (item_N >= 0)
+        items = physics.items_at(xp, self.shop.tables, np.maximum(item_N, 0))
+        log_weight_NP = belief.log_weight_NP + there_N[:, None] * np.log(
+            self._likelihood_NP(belief, items, event_N)
+        )
+        belief = _drawn_again(belief._replace(log_weight_NP=log_weight_NP), rng)
+        bought_N = there_N & (event_N == Event.PURCHASE)
+        return self._changed(belief, items, bought_N, rng)
+
+    def _likelihood_NP(
+        self, belief: Belief, items: physics.Items, event_N: np.ndarray
+    ) -> np.ndarray:
+        """How likely each of them would have answered so."""
+        dynamics, several = self.shop.dynamics, (slice(None), None)
+        utility_NP = physics.utility(
             dynamics,
-            np.einsum("spd,sd->sp", interest_SPD, items.embedding),
-            items._replace(appeal=items.appeal[:, None], log_price=items.log_price[:, None]),
-            physics.satiation_of(xp, satiation_SK, items.category)[:, None],
-            price_SP,
-            base_SP,
-            physics.trust(xp, dynamics, satisfaction_S)[:, None],
+            np.einsum("npd,nd->np", belief.interest_NPD, items.embedding),
+            items._replace(appeal=items.appeal[several], log_price=items.log_price[several]),
+            physics.satiation_of(xp, belief.satiation_NK, items.category)[several],
+            belief.price_sensitivity_NP,
+            belief.base_rate_NP,
+            physics.trust(xp, dynamics, belief.satisfaction_N)[several],
         )
-        upper, lower = (
-            physics.sigmoid(xp, utility_SP + cut[event_S][:, None]) for cut in (high, low)
+        upper_NP, lower_NP = (
+            physics.sigmoid(xp, utility_NP + cut[event_N][several])
+            for cut in (self._high, self._low)
         )
-        weight_SP += there_S[:, None] * np.log(np.maximum(upper - lower, 1e-9))
-        for row, chosen in _drawn_again(weight_SP, rng):
-            for array in (interest_SPD, base_SP, price_SP):
-                array[row] = array[row, chosen]
-            interest_SPD[row] += JITTER * rng.standard_normal(interest_SPD[row].shape)
-            weight_SP[row] = 0.0
-        bought_S = there_S & (event_S == Event.PURCHASE)
-        sale_S = bought_S.astype(float)
-        drift = dynamics.drift_scale * rng.standard_normal(interest_SPD.shape)
-        each = np.broadcast_to(items.embedding[:, None], interest_SPD.shape)
-        interest_SPD = physics.move_interest(
-            xp, dynamics, interest_SPD, items._replace(embedding=each), sale_S[:, None], drift
+        return np.maximum(upper_NP - lower_NP, 1e-9)
+
+    def _changed(
+        self, belief: Belief, items: physics.Items, bought_N: np.ndarray, rng: np.random.Generator
+    ) -> Belief:
+        dynamics, interest_NPD = self.shop.dynamics, belief.interest_NPD
+        sale_N = bought_N.astype(float)
+        drift = dynamics.drift_scale * rng.standard_normal(interest_NPD.shape)
+        each = np.broadcast_to(items.embedding[:, None], interest_NPD.shape)
+        return belief._replace(
+            interest_NPD=physics.move_interest(
+                xp, dynamics, interest_NPD, items._replace(embedding=each), sale_N[:, None], drift
+            ),
+            satiation_NK=physics.satiate(
+                xp, dynamics, self.shop.tables, belief.satiation_NK, items, bought_N
+            ),
+            satisfaction_N=dynamics.trust_memory * belief.satisfaction_N + sale_N * items.quality,
         )
-        satiation_SK = physics.satiate(xp, dynamics, tables, satiation_SK, items, bought_S)
-        satisfaction_S = dynamics.trust_memory * satisfaction_S + sale_S * items.quality
-    return np.stack([told[t] for t in steps], axis=1)
 
 
-def _cuts(shop: Shop) -> tuple[np.ndarray, np.ndarray]:
+def cuts(shop: Shop) -> tuple[np.ndarray, np.ndarray]:
     """By event, between which log odds an answer lies.
 
     The probability of an event is sigmoid(utility + high) - sigmoid(utility + low).
@@ -95,19 +149,156 @@ def _cuts(shop: Shop) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _shares(weight_SP: np.ndarray) -> np.ndarray:
-    share_SP: np.ndarray = np.exp(weight_SP - weight_SP.max(axis=1, keepdims=True))
-    return share_SP / share_SP.sum(axis=1, keepdims=True)
+def _drawn_again(belief: Belief, rng: np.random.Generator) -> Belief:
+    """Where few particles have all the weight, those take the place of the others."""
+    share_NP, particles = belief.share_NP, belief.log_weight_NP.shape[1]
+    few = np.flatnonzero(1.0 / (share_NP**2).sum(axis=1) < 0.5 * particles)
+    place = (np.arange(particles) + rng.random((len(few), 1))) / particles
+    chosen = [
+        np.searchsorted(cumulated, at)
+        for cumulated, at in zip(share_NP[few].cumsum(axis=1), place, strict=True)
+    ]
+    source = np.arange(particles) + np.zeros((len(share_NP), 1), dtype=int)
+    source[few] = np.minimum(np.reshape(chosen, (len(few), particles)), particles - 1)
+    interest_NPD, base_NP, price_NP = (
+        np.take_along_axis(part, source.reshape(*source.shape, *[1] * (part.ndim - 2)), axis=1)
+        for part in (belief.interest_NPD, belief.base_rate_NP, belief.price_sensitivity_NP)
+    )
+    interest_NPD[few] += JITTER * rng.standard_normal(interest_NPD[few].shape)
+    log_weight_NP = belief.log_weight_NP.copy()
+    log_weight_NP[few] = 0.0
+    return belief._replace(
+        interest_NPD=interest_NPD,
+        base_rate_NP=base_NP,
+        price_sensitivity_NP=price_NP,
+        log_weight_NP=log_weight_NP,
+    )
 
 
-def _drawn_again(weight_SP: np.ndarray, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
-    """Where few particles have all the weight: the session, and those that take their place."""
-    share_SP = _shares(weight_SP)
-    particles = weight_SP.shape[1]
-    few = np.flatnonzero(1.0 / (share_SP**2).sum(axis=1) < 0.5 * particles)
-    drawn = []
-    for row in few:
-        place = (np.arange(particles) + rng.random()) / particles
-        chosen = np.searchsorted(share_SP[row].cumsum(), place)
-        drawn.append((int(row), np.minimum(chosen, particles - 1)))
-    return drawn
+def filtered(
+    histories: Histories, shop: Shop, steps: list[int], rng: np.random.Generator, particles: int
+) -> np.ndarray:
+    """The expected interest (S, t, D) before each of these steps, given all that came before.
+
+    Args:
+        histories: sessions of the shop, from their beginning.
+    """
+    knows = BayesFilter(shop, particles)
+    belief, told = knows.begin(len(histories), rng), {}
+    for t in range(max(steps) + 1):
+        if t in steps:
+            told[t] = belief.interest_ND
+        belief = knows.advance(belief, histories.items_ST[:, t], histories.events_ST[:, t], rng)
+    return np.stack([told[t] for t in steps], axis=1)
+
+
+class FilterReader(nn.Module):
+    """A Bayes filter in the place of the latent state, as ``reading.Reader`` is.
+
+    Observations of behaviour (N, S) -> (N, G): expected interest * sqrt(D) | satiation (K) |
+    length of the expected interest | scaled satisfaction | trust | expected base rate | expected
+    price sensitivity | remaining / T | share of each event so far (6).
+
+    Its memory (N, M) holds the particles, and in the last column how often it was carried on:
+    all noise follows from that and the seed, so that who goes on from a memory ends alike.
+    """
+
+    def __init__(self, shop: Shop, seed: int):
+        super().__init__()
+        self.shop, self.observer = shop, behaviour_of(shop)
+        self.knows = BayesFilter(shop, PARTICLES)
+        self.seed = derive_seed(Role.AGENT, seed)
+        self.key_I = keys(torch.as_tensor(self.observer.features_IF))
+        blank = self.knows.begin(1, self._rng())
+        self.shapes = [part.shape[1:] for part in blank]
+        nothing = self.observer.unflatten(np.zeros((1, self.observer.size)))
+        self.size = self._told(blank, nothing).shape[1]
+
+    @property
+    def space(self) -> spaces.Box:
+        """What a policy behind it sees."""
+        return spaces.Box(-np.inf, np.inf, (self.size,), dtype=np.float32)
+
+    def follow(
+        self,
+        observation: np.ndarray,
+        memory: torch.Tensor | None,
+        start_N: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """What a policy sees (N, G), and the memory (N, M) to pass with the next observations.
+
+        Args:
+            memory: of the observations before; None: there are none, or they are unknown.
+            start_N: whose sessions have begun just now.
+        """
+        parts = self.observer.unflatten(observation)
+        if memory is None or len(memory) != len(observation):
+            belief, turn = self._recalled(parts, 0), 0
+        else:
+            table = memory.cpu().numpy()
+            turn = int(table[:, -1].max()) + 1
+            item_N, event_N = self._interactions(parts["items"][:, 0], parts["events"][:, 0])
+            belief = self.knows.advance(self._unpacked(table), item_N, event_N, self._rng(turn))
+            anew_N = event_N == NOTHING
+            if start_N is not None:
+                anew_N = anew_N | start_N
+            if anew_N.any():
+                fresh = self._recalled({name: part[anew_N] for name, part in parts.items()}, turn)
+                for part, new in zip(belief, fresh, strict=True):
+                    part[anew_N] = new
+        return self._told(belief, parts), self._packed(belief, turn)
+
+    def save(self, directory: Path) -> None:
+        """It has learned nothing that must be kept."""
+
+    def _rng(self, *turn: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *turn])
+
+    def _recalled(self, parts: dict[str, np.ndarray], turn: int) -> Belief:
+        """What is believed after the interactions of windows."""
+        item_NH, event_NH = self._interactions(parts["items"], parts["events"])
+        rng = self._rng(turn, 1)
+        belief = self.knows.begin(len(item_NH), rng)
+        for age in reversed(range(int((event_NH != NOTHING).sum(axis=1).max(initial=0)))):
+            belief = self.knows.advance(belief, item_NH[:, age], event_NH[:, age], rng)
+        return belief
+
+    def _interactions(
+        self, features: np.ndarray, events: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Item features (..., F) and events (..., 6) -> item numbers, event codes; -1 for none."""
+        happened = events.sum(-1) > 0
+        item = np.full(happened.shape, NOTHING)
+        item[happened] = find(keys(torch.as_tensor(features[happened])), self.key_I).numpy()
+        return item, np.where(happened, events.argmax(-1), NOTHING)
+
+    def _told(self, belief: Belief, parts: dict[str, np.ndarray]) -> np.ndarray:
+        dynamics, share_NP = self.shop.dynamics, belief.share_NP
+        interest_ND = belief.interest_ND
+        satisfaction_N = dynamics.trust_slope * belief.satisfaction_N
+        scalars = (
+            np.linalg.norm(interest_ND, axis=1),
+            satisfaction_N,
+            np.tanh(satisfaction_N),
+            (share_NP * belief.base_rate_NP).sum(axis=1),
+            (share_NP * belief.price_sensitivity_NP).sum(axis=1),
+        )
+        seen = [interest_ND * interest_ND.shape[1] ** 0.5, belief.satiation_NK]
+        seen += [np.stack(scalars, axis=1), parts["remaining"], parts["counts"]]
+        told: np.ndarray = np.concatenate(seen, axis=1).astype(np.float32)
+        return told
+
+    def _packed(self, belief: Belief, turn: int) -> torch.Tensor:
+        n = len(belief.satisfaction_N)
+        rows = [part.reshape(n, -1) for part in belief] + [np.full((n, 1), float(turn))]
+        return torch.as_tensor(np.concatenate(rows, axis=1))
+
+    def _unpacked(self, table: np.ndarray) -> Belief:
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
+        pieces = np.split(table[:, : ends[-1]], ends[:-1], axis=1)
+        return Belief(
+            *(
+                part.reshape(len(table), *shape)
+                for part, shape in zip(pieces, self.shapes, strict=True)
+            )
+        )

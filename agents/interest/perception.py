@@ -11,10 +11,13 @@ from stable_baselines3.common.policies import BasePolicy
 
 from agents.base import MANY
 from agents.encoders import ENCODERS
+from agents.interest.filter import FilterReader
 from agents.interest.model import Design, InterestModel, make_model
 from agents.interest.reading import EncoderExtractor, Reader, ReaderExtractor, behaviour_of
 from recenv.errors import UsageError, unknown
 from recenv.shop import Shop, as_number
+
+BAYES = "bayes"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Perception:
     """The settings that say what stands between the observation and the policy.
 
     Attributes:
-        encoder: mlp, cnn, gru, transformer, or None: observations as they are.
+        encoder: mlp, cnn, gru, transformer, or None: observations as they are; bayes: a bound
+            of what any of them could know, by a filter that knows the shop's true model.
         encoder_width: of the encoder's vector.
         interest: directory of a trained interest model.
         pretrain_steps: where there is none, the agent first plays so many environment steps
@@ -41,8 +45,8 @@ class Perception:
     freeze_encoder: bool = True
 
     def __post_init__(self) -> None:
-        if self.encoder is not None and self.encoder not in ENCODERS:
-            raise unknown("agent.encoder", self.encoder, ENCODERS)
+        if self.encoder is not None and self.encoder not in (*ENCODERS, BAYES):
+            raise unknown("agent.encoder", self.encoder, (*ENCODERS, BAYES))
         as_number("agent.encoder_width", self.encoder_width, 4, 65_536)
         as_number("agent.pretrain_steps", self.pretrain_steps, 0, MANY)
         if not isinstance(self.freeze_encoder, bool):
@@ -53,21 +57,30 @@ class Perception:
             raise UsageError(f"agent.interest must be a directory, got {self.interest!r}")
         if self.pretrain_steps and self.encoder is None and self.interest is None:
             raise UsageError("agent.pretrain_steps trains an encoder: choose one with encoder=gru")
+        if self.encoder == BAYES and (
+            self.interest or self.pretrain_steps or not self.freeze_encoder
+        ):
+            raise UsageError(
+                "agent.encoder=bayes knows the shop and learns nothing: leave out agent.interest, "
+                "agent.pretrain_steps and agent.freeze_encoder"
+            )
 
     @property
     def reads(self) -> bool:
-        """Whether a model of u reads for the agent."""
-        return self.interest is not None or self.pretrain_steps > 0
+        """Whether something reads for the agent, which then sees no window itself."""
+        return self.interest is not None or self.pretrain_steps > 0 or self.encoder == BAYES
 
     @property
     def pretrains(self) -> bool:
         """Whether the agent has to make the model itself."""
         return self.interest is None and self.pretrain_steps > 0
 
-    def reader(self, shop: Shop, seed: int, device: torch.device) -> Reader | None:
+    def reader(self, shop: Shop, seed: int, device: torch.device) -> Reader | FilterReader | None:
         """What reads for the agent in a shop; None where nothing does."""
         if not self.reads:
             return None
+        if self.encoder == BAYES:
+            return FilterReader(shop, seed)
         if self.interest is not None:
             model = InterestModel.load(Path(self.interest), device)
             if self.encoder not in (None, model.design.encoder):
@@ -88,7 +101,7 @@ class Perception:
         history = shop.horizon if whole else shop.settings.history
         return Design(encoder=self.encoder, history=history, width=self.encoder_width)
 
-    def extractor(self, shop: Shop, reader: Reader | None) -> dict[str, Any]:
+    def extractor(self, shop: Shop, reader: Reader | FilterReader | None) -> dict[str, Any]:
         """Keywords of a policy of stable-baselines3 that reads by itself."""
         if reader is not None:
             if self.freeze_encoder:
@@ -105,7 +118,8 @@ class Perception:
 
     def settings(self) -> dict[str, Any]:
         """Those of the agent's; a model of u is kept beside what it learned."""
-        return asdict(self) | {"interest": INTEREST if self.reads else None}
+        kept = self.reads and self.encoder != BAYES
+        return asdict(self) | {"interest": INTEREST if kept else None}
 
 
 INTEREST = "."  # where the model of u lies inside a saved agent

@@ -8,6 +8,8 @@ encoder is the policy's features extractor and reads the window each time.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -99,6 +101,10 @@ class Reader(nn.Module):
         if start_N is not None and bool((start_N & ~fresh_N).any()):
             memory = torch.where(_like(start_N, memory), self.recall(observation), memory)
         return self._told(memory, observation), memory
+
+    def save(self, directory: Path) -> None:
+        """Write the model of u as a component."""
+        self.model.save(directory)
 
     @torch.no_grad()
     def follow(

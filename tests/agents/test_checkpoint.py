@@ -42,6 +42,7 @@ VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     (QRDQNAgent, {"head": "two_tower"}, {}),
     (Scorer, {"shopper": "encoder", "encoder": "gru"}, REGULARS),
     (PPOAgent, {"encoder": "gru", "encoder_width": 8, "pretrain_steps": 512}, REGULARS),
+    (PPOAgent, {"encoder": "bayes"}, REGULARS),
     (DQNAgent, {"encoder": "mlp", "pretrain_steps": 512, "freeze_encoder": False}, REGULARS),
     # rings that go round
     (Scorer, {"log_rows": 300}, {}),

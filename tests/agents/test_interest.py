@@ -12,7 +12,6 @@ from agent_cases import SHOP, greet, make_agent, make_env, one_line
 from agents.base import Agent
 from agents.dqn import DQNAgent
 from agents.encoders import ENCODERS
-from agents.interest.filter import _cuts, filtered
 from agents.interest.histories import Histories, record
 from agents.interest.model import Design, InterestModel, Training, fit, make_model, next_purchases
 from agents.interest.probe import interests, probe, raw_sums, windows
@@ -20,7 +19,6 @@ from agents.interest.reading import Reader
 from agents.ppo import PPOAgent
 from agents.references import Random
 from agents.rollout import play
-from recenv import dynamics as physics
 from recenv.dynamics import Event
 from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
@@ -228,39 +226,6 @@ def test_it_recovers_interest_from_answers_alone(encoder):
     assert found[20].r2 > raw.r2 + 0.03
 
 
-def test_the_filter_answers_as_shoppers_do():
-    """Its likelihood, at the true state, is how often each answer comes."""
-    env = make_env(20_000, scenario="static")
-    env.reset(seed=0)
-    utility_N = physics.utilities(
-        np, env.shop.dynamics, env.state, env.traits, env.shop.items(np, env.shop.tables)
-    )[:, 3]
-    *_, info = env.step(np.full(20_000, 3))
-    low, high = _cuts(env.shop)
-    answers = 5
-    share = [
-        (physics.sigmoid(np, utility_N + high[e]) - physics.sigmoid(np, utility_N + low[e])).mean()
-        for e in range(answers)
-    ]
-    assert sum(share) == pytest.approx(1.0)
-    np.testing.assert_allclose(np.bincount(info["event"], minlength=5) / 20_000, share, atol=0.012)
-
-
-def test_a_filter_that_knows_the_shop_knows_most():
-    env = RecsysVectorEnv(200, **SHOP | {"horizon": 20}, scenario="full", world_seed=100)
-    told, steps = recorded(env, 12_000, truth=True), [0, 10, 19]
-    known = filtered(told, env.shop, steps, rng(), 256)
-    assert known.shape == (600, 3, 4)
-    first_SD = known[:, 0]  # before anything happened all are alike, up to the particles
-    assert first_SD.std(axis=0).max() < 0.1
-    left, truth = known[:, 2] - told.interest_STD[:, 19], told.interest_STD[:, 19]
-    spread = truth - truth.mean(axis=0)
-    assert (left**2).sum() < 0.6 * (spread**2).sum()
-    sums = raw_sums(told, env.shop.catalogue.features_IF, 20, [10, 19])
-    raw = probe(sums, told, [10, 19])
-    assert probe(known[:, 1:], told, [10, 19]).r2 > raw.r2 + 0.05
-
-
 # --- agents that read by it ----------------------------------------------------------
 
 
@@ -399,6 +364,10 @@ def test_misfits_are_refused_in_one_line(tmp_path):
         ({"encoder": "gru", "freeze_encoder": "no"}, {}, "freeze_encoder"),
         ({"encoder": "gru", "encoder_width": 0}, {}, "encoder_width"),
         ({"interest": 3}, {}, "agent.interest"),
+        ({"encoder": "bayes", "pretrain_steps": 100}, {}, "learns nothing"),
+        ({"encoder": "bayes", "interest": str(tmp_path)}, {}, "learns nothing"),
+        ({"encoder": "bayes", "freeze_encoder": False}, {}, "learns nothing"),
+        ({"encoder": "bayes"}, {"observation": "latent"}, "observation=behaviour"),
     ]
     for settings, shop, words in wrong:
         with pytest.raises(UsageError, match=words) as error:

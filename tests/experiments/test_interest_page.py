@@ -89,11 +89,11 @@ def test_ppo_on_interest_models_is_compared_and_drawn(
     behaviour.main(words)
     page = (tmp_path / "page.md").read_text()
     assert (tmp_path / "page.png").stat().st_size > 10_000
-    assert page.count("| 2 |") == 3
+    assert page.count("| 2 |") == 4
     assert "over the last interaction alone" in page
     assert "runs_dir" not in page
     runs = list(results.find_runs(tmp_path / "runs"))
-    assert len(runs) == 6
+    assert len(runs) == 8
     for run in runs:
         assert run.evaluations()["timesteps"][-1] >= 2000
     before = [run.path.stat().st_mtime for run in runs]
