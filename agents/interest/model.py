@@ -71,7 +71,7 @@ class Training:
     patience: int = 4
     held_out: float = 0.1
     batch_size: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-5
     next_purchase: float = 0.3
 
