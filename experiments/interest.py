@@ -16,14 +16,15 @@ Arguments:
     seed       of the sessions and of the weights (0)
     device     auto | cpu | cuda | cuda:n
     runs_dir   where models and results go (runs)
+    out        the page and its picture, without ending (<runs_dir>/<environment>/interest/interest)
     if_exists  resume | overwrite: what to do about models that are there (resume)
 
 Prints one row per model: the held-out loss of the next purchase (popularity beside it), R2 and
 cosine of the true interest from u by a held-out linear probe, the same from raw counts and
 sums of features over the same window, and how many rows a second the encoder reads; and what a
 Bayes filter recovers that knows the shop's true model: more cannot be known.
-Writes <runs_dir>/<environment>/interest/: a component for each model (agent.interest=<it>), the
-table as interest.md and the picture as interest.png.
+Writes a component for each model to <runs_dir>/<environment>/interest/ (agent.interest=<it>), and
+the table and the picture as <out>.md and <out>.png.
 """
 
 from __future__ import annotations
@@ -290,10 +291,17 @@ def rows(found: list[Told], most: Recovery) -> list[list[str]]:
     ] + [known]
 
 
-def markdown(found: list[Told], most: Recovery) -> str:
-    """The table."""
+def markdown(found: list[Told], most: Recovery, command: str, picture: str) -> str:
+    """The page."""
     lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *rows(found, most)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return (
+        f"# How much of the true interest is recovered from behaviour\n\n"
+        f"`{command}`: by a linear probe of u, on sessions of random recommendations that nobody "
+        "learned from. Raw: by the same probe of the counts of her answers and of sums of the "
+        "features of what they befell, over the same H. The Bayes filter knows the shop's true law.\n\n"
+        f"{table}\n![R2 and cosine by H]({picture})\n"
+    )
 
 
 def print_all(found: list[Told], most: Recovery, shop: str) -> None:
@@ -364,6 +372,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "device": "auto",
     "runs_dir": "runs",
+    "out": None,
     "if_exists": "resume",
 }
 
@@ -401,8 +410,12 @@ def main(argv: list[str]) -> None:
             found.append(measure(question, design, data, place, fresh))
     most = bound(question, data, shop, place, asked["if_exists"] == "overwrite")
     print_all(found, most, name)
-    results.write_text(place / "interest.md", markdown(found, most))
-    print(f"picture: {draw(found, most, name, place / 'interest.png')}")
+    out = Path(str(asked["out"] or place / "interest"))
+    picture = draw(found, most, name, Path(f"{out}.png"))
+    words = [word for word in argv if not word.startswith(("runs_dir=", "out=", "if_exists="))]
+    command = " ".join(["python -m experiments.interest", *words])
+    results.write_text(Path(f"{out}.md"), markdown(found, most, command, picture.name))
+    print(f"picture: {picture}")
 
 
 def _about(log: str) -> dict[str, Any]:

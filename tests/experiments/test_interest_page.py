@@ -25,7 +25,9 @@ def test_models_are_trained_measured_and_kept(
     told = capsys.readouterr()
     assert "epoch 2" in told.err
     (place,) = tmp_path.glob("*/interest")
-    lines = (place / "interest.md").read_text().splitlines()
+    page = (place / "interest.md").read_text()
+    assert "runs_dir" not in page
+    lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4 + 1  # and the filter's
     assert all(line.count("|") == len(interest.HEAD) + 1 for line in lines)
     assert (place / "interest.png").stat().st_size > 10_000
@@ -36,10 +38,10 @@ def test_models_are_trained_measured_and_kept(
     assert report["steps_per_second"] > 0
     assert -1 < report["raw"]["r2"] < 1
     # again: nothing is trained, the table is the same
-    table = (place / "interest.md").read_text()
-    interest.main(words)
+    interest.main([*words, f"out={tmp_path / 'page'}"])
     assert "epoch" not in capsys.readouterr().err
-    assert (place / "interest.md").read_text() == table
+    assert (tmp_path / "page.md").read_text().replace("page.png", "interest.png") == page
+    assert (tmp_path / "page.png").is_file()
     # another question
     interest.main([*SMALL, f"runs_dir={tmp_path}", "encoder=mlp", "seed=0", "training.patience=1"])
     assert "epoch" in capsys.readouterr().err
