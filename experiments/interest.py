@@ -299,7 +299,8 @@ def markdown(found: list[Told], most: Recovery, command: str, picture: str) -> s
         f"# How much of the true interest is recovered from behaviour\n\n"
         f"`{command}`: by a linear probe of u, on sessions of random recommendations that nobody "
         "learned from. Raw: by the same probe of the counts of her answers and of sums of the "
-        "features of what they befell, over the same H. The Bayes filter knows the shop's true law.\n\n"
+        "features of what they befell, over the same H. The Bayes filter knows the shop's true "
+        "law.\n\n"
         f"{table}\n![R2 and cosine by H]({picture})\n"
     )
 
