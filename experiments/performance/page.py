@@ -173,12 +173,22 @@ def as_markdown(report: dict[str, Any]) -> str:
     sides = "\n".join(
         f"- **{row.row}**: {row.what}"
         + (f"; against {row.against}" if row.against else "")
-        + (f"; measured at commit {row.commit}" if row.commit else "")
         for row in report["rows"]
     )
+    older = "\n".join(f"- code of {', '.join(of)}: {commit}" for commit, of in _older(report))
+    facts += f"\n{older}" if older else ""
     missing = [f"- {name}: {why}" for name, why in NOT_HERE.items() if not _there(name, report)]
     absent = "## What is not measured here\n\n" + "\n".join(missing) + "\n\n" if missing else ""
     return f"{HEADLINE}{table}\n\n{sides}\n\n{absent}{PEERS_HOW}## Machine\n\n{facts}\n"
+
+
+def _older(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The commits of rows that were kept, and which these are."""
+    rows: dict[str, list[str]] = {}
+    for row in report["rows"]:
+        if row.commit:
+            rows.setdefault(row.commit, []).append(row.row)
+    return list(rows.items())
 
 
 NOT_HERE = {

@@ -174,12 +174,16 @@ def time_to_score(bench: Bench) -> Iterator[Result]:
     pairs = [(found[f"ours {seed}"], found[f"sb3 {seed}"]) for seed in seeds]
     late = sum(not outcome["reached"] for outcome in found.values())
     most = f"{bench.sizes.score_steps:,} steps"
+    fate = (
+        f"{late} of the {len(found)} runs had not arrived after {most}: their time until then"
+        if late
+        else f"all {len(found)} runs arrived within {most}"
+    )
     ratios = [other["seconds"] / ours["seconds"] for ours, other in pairs]
     yield Result(
         row="time_to_score",
         what=f"seconds of agent=ppo until {GOAL} of the planning oracle: full, default keywords",
-        against=f"{OWN_ROUTE} ({late} of {len(found)} had not arrived after {most}: "
-        "their time until then)",
+        against=f"{OWN_ROUTE} ({fate})",
         unit="s",
         ours=median(ours["seconds"] for ours, _ in pairs),
         reference=median(other["seconds"] for _, other in pairs),
