@@ -171,8 +171,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     facts = "\n".join(f"- {name}: {value}" for name, value in report["machine"].items())
     sides = "\n".join(
-        f"- **{row.row}**: {row.what}"
-        + (f"; against {row.against}" if row.against else "")
+        f"- **{row.row}**: {row.what}" + (f"; against {row.against}" if row.against else "")
         for row in report["rows"]
     )
     older = "\n".join(f"- code of {', '.join(of)}: {commit}" for commit, of in _older(report))
