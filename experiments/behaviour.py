@@ -36,7 +36,7 @@ from matplotlib.ticker import EngFormatter
 from agents.encoders import ENCODERS
 from experiments import plot, results
 from experiments.build import configuration
-from experiments.cli import arguments, entry
+from experiments.cli import arguments, entry, numbers
 from experiments.run import run, run_directory
 from experiments.stats import curve_interval, interquartile_mean
 from recenv.errors import UsageError, unknown
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     steps = as_number("steps", asked["steps"], 1, 10**9)
     pretrain = as_number("pretrain", asked["pretrain"], 1, steps)
     runs_dir, out = Path(str(asked["runs_dir"])), str(asked["out"])
-    worlds, seeds = (_numbers(name, asked[name]) for name in ("worlds", "seeds"))
+    worlds, seeds = (numbers(name, asked[name]) for name in ("worlds", "seeds"))
     found = []
     for variant in variants(encoders, pretrain, asked["bayes"], asked["flat"]):
         configs = [config(variant, w, s, steps, runs_dir) for w in worlds for s in seeds]
@@ -239,13 +239,6 @@ def main(argv: list[str]) -> None:
     text = page(found, steps, command, picture.name)
     results.write_text(Path(f"{out}.md"), text)
     print(text)
-
-
-def _numbers(name: str, text: Any) -> list[int]:
-    words = str(text).split(",")
-    if not all(word.isdigit() for word in words):
-        raise UsageError(f"{name} must be whole numbers separated by commas, got {text!r}")
-    return [int(word) for word in words]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,21 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def numbers(name: str, text: Any, least: int = 0) -> list[int]:
+    """The whole numbers of an argument, which are separated by commas.
+
+    Raises:
+        UsageError: they are none, or below ``least``.
+    """
+    words = str(text).split(",")
+    if not all(word.strip().isdecimal() and int(word) >= least for word in words):
+        from_on = f" from {least} on" if least else ""
+        raise UsageError(
+            f"{name} must be whole numbers{from_on}, separated by commas, got {text!r}"
+        )
+    return [int(word) for word in words]
+
+
 def key_of(word: str) -> str:
     """What stands before the first = and the first dot of a word."""
     return word.split("=", 1)[0].split(".", 1)[0]

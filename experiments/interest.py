@@ -59,7 +59,7 @@ from agents.interest.probe import Recovery, interests, probe, raw_sums, windows
 from agents.references import Random
 from experiments import plot, results
 from experiments.build import group_defaults, make_env
-from experiments.cli import arguments, entry
+from experiments.cli import arguments, entry, numbers
 from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.seeding import Role, derive_seed, generator
 from recenv.shop import Shop, as_number
@@ -382,7 +382,7 @@ def main(argv: list[str]) -> None:
     """Train, measure, print and draw."""
     asked = arguments(argv, DEFAULTS)
     encoders = _encoders(asked["encoder"])
-    histories = _numbers(asked["histories"])
+    histories = numbers("histories", asked["histories"], 1)
     if asked["if_exists"] not in ("resume", "overwrite"):
         raise unknown("if_exists", str(asked["if_exists"]), ("resume", "overwrite"))
     log = asked["log"]
@@ -446,15 +446,6 @@ def _encoders(asked: Any) -> list[str]:
         if name not in ENCODERS:
             raise unknown("encoder", name, ENCODERS)
     return names
-
-
-def _numbers(asked: Any) -> list[int]:
-    words = str(asked).split(",")
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UsageError(
-            f"histories must be whole numbers above 0 separated by commas, got {asked!r}"
-        )
-    return [int(word) for word in words]
 
 
 if __name__ == "__main__":

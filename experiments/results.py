@@ -325,6 +325,10 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         return read_config(self.path)
 
+    def versions(self) -> dict[str, Any]:
+        """What it was made with."""
+        return read_json(self.path / VERSIONS)
+
     def summary(self) -> dict[str, Any]:
         """What ``finish`` wrote.
 

@@ -8,10 +8,11 @@ Arguments:
     worlds    world seeds, separated by commas (0,1,2,3)
     seeds     training seeds (0,1,2)
     claims    only claims that hold this text, e.g. claims=static
+    out       the page (<runs_dir>/story.md)
 
 Every claim is a difference between two agents, or between an agent and a reference, paired
 over the shoppers of one evaluation, and has to hold in every world and for every seed.
-Writes <runs_dir>/story.md; exits with 1 if a claim fails.
+Exits with 1 if a claim fails.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from experiments import results
 from experiments.build import configuration
-from experiments.cli import arguments, entry
+from experiments.cli import arguments, entry, numbers
 from experiments.run import run
 from recenv.errors import UsageError
 
@@ -78,6 +79,7 @@ class Verdict:
     seed: int
     difference: float
     half: float  # of the 95% interval over shoppers
+    commits: frozenset[str]  # of the code that made the runs
 
     def holds(self, margin: float) -> bool:
         return self.difference > margin
@@ -98,38 +100,61 @@ def judge(claim: Claim, world: int, seed: int, runs_dir: Path) -> Verdict:
         asked = config(claim.scenario, agent, world, own, claim.timesteps, runs_dir)
         return run(asked, "resume")
 
-    better = finished(claim.better)
-    summary = better.summary()
+    runs = [finished(claim.better)]
+    summary = runs[0].summary()
     low, high = (summary[f"reference_{role}"]["return"] for role in ("low", "high"))
-    return_E = better.returns()
+    difference_E = runs[0].returns()
     if claim.worse in ("low", "myopic", "high"):
-        difference_E = return_E - summary[f"reference_{claim.worse}"]["return"]
+        difference_E = difference_E - summary[f"reference_{claim.worse}"]["return"]
     else:
-        difference_E = return_E - finished(claim.worse).returns()
+        runs.append(finished(claim.worse))
+        difference_E = difference_E - runs[1].returns()
     difference_E = difference_E / max(high - low, 1e-9)
     half = 1.96 * difference_E.std(ddof=1) / np.sqrt(len(difference_E))
-    return Verdict(world, seed, float(difference_E.mean()), float(half))
+    commits = frozenset(str(each.versions().get("git")) for each in runs)
+    return Verdict(world, seed, float(difference_E.mean()), float(half), commits)
+
+
+DEFAULTS: dict[str, Any] = {
+    "runs_dir": "runs/story",
+    "worlds": "0,1,2,3",
+    "seeds": "0,1,2",
+    "claims": "",
+    "out": None,
+}
+HEADLINE = """# What the scenarios promise, claim by claim
+
+`python -m experiments.story` trains and checks them. Differences of normalised scores (0: random
+items; 1: the planning oracle), world by world and in each seed by seed, paired over the shoppers
+of one evaluation; the smallest with its 95% interval over shoppers. "low" is random, "myopic" the
+myopic oracle.
+
+"""
 
 
 def main(argv: list[str]) -> None:
     """Check every claim in every world with every seed."""
-    defaults = {"runs_dir": "runs/story", "worlds": "0,1,2,3", "seeds": "0,1,2", "claims": ""}
-    asked = arguments(argv, defaults)
+    asked = arguments(argv, DEFAULTS)
     runs_dir = Path(str(asked["runs_dir"]))
-    worlds, seeds = _numbers("worlds", asked["worlds"]), _numbers("seeds", asked["seeds"])
+    worlds, seeds = numbers("worlds", asked["worlds"]), numbers("seeds", asked["seeds"])
     claims = [claim for claim in CLAIMS if str(asked["claims"] or "") in str(claim)]
     if not claims:
         raise UsageError(f"no claim holds {asked['claims']!r}: {'; '.join(map(str, CLAIMS))}")
-    lines = ["| claim | holds | smallest difference | differences |", "|---|---|---|---|"]
+    lines = ["| claim | holds | smallest difference | differences |", "| --- | --- | --- | --- |"]
     failed = 0
+    commits: set[str] = set()
     for claim in claims:
         verdicts = [judge(claim, world, seed, runs_dir) for world in worlds for seed in seeds]
         good = sum(verdict.holds(claim.margin) for verdict in verdicts)
         failed += good < len(verdicts)
+        commits.update(*(verdict.commits for verdict in verdicts))
         lines.append(_line(claim, verdicts, good))
         print(lines[-1], file=sys.stderr)
-    results.write_text(runs_dir / "story.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    table = "\n".join(lines)
+    out = Path(str(asked["out"] or runs_dir / "story.md"))
+    made = f"Made by code of commit {', '.join(sorted(commits))}."
+    results.write_text(out, f"{HEADLINE}{table}\n\n{made}\n")
+    print(table)
     if failed:
         print(f"{failed} of {len(claims)} claims do not hold", file=sys.stderr)
         sys.exit(1)
@@ -142,15 +167,6 @@ def _line(claim: Claim, verdicts: list[Verdict], good: int) -> str:
         f"| {claim} | {good} of {len(verdicts)} | "
         f"{least.difference:+.3f} ± {least.half:.3f} | {every} |"
     )
-
-
-def _numbers(name: str, text: Any) -> list[int]:
-    try:
-        return [int(word) for word in str(text).split(",")]
-    except ValueError:
-        raise UsageError(
-            f"{name} must be whole numbers separated by commas, got {text!r}"
-        ) from None
 
 
 if __name__ == "__main__":

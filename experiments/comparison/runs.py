@@ -257,7 +257,7 @@ def read_run(directory: results.RunDirectory) -> Run:
             judged=(int(summary["eval_seed"]), int(summary["eval_shoppers"])),
             horizon=int(config["env"].get("horizon") or 50),
             fingerprint=str(config["fingerprint"]),
-            versions=results.read_json(directory.path / results.VERSIONS),
+            versions=directory.versions(),
             return_N=directory.returns(),
             shown=directory.shown(),
             warnings=tuple(summary["warnings"]),
