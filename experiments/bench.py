@@ -6,7 +6,7 @@
     python -m experiments.bench check=docs/performance.json
 
 Arguments:
-    rows      which rows, by name (default: all but peers and time_to_score)
+    rows      which rows, by name (default: all but the last three)
                   vector            the vector env with everything on, against CartPole-v1's
                   vector_no_churn   the same with churn off
                   floor             the vector env, against bare numpy doing the same arithmetic
@@ -19,6 +19,8 @@ Arguments:
                                     shared model at a large catalogue against a small one
                   torch             the compiled torch env, against the vector env on numpy
                   memory            bytes per shopper
+                  retrieval         candidates of a million items (extra large): steps, PPO's
+                                    training, and the memory that the process took
                   peers             sardine-rec's and recsim-no-tf's environments (needs peers)
                   time_to_score     seconds until 0.9 of the planning oracle, against
                                     stable-baselines3's own route: about an hour; what is

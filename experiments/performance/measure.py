@@ -50,6 +50,7 @@ class Sizes:
     single_rounds: int = 40
     single_steps: int = 5000
     many_items: int = 1_000_000
+    retrieve_steps: int = 50
     train_rounds: int = 3
     train_steps: int = 25_600  # five rollouts of PPO
     warm_up: int = 6000  # past the steps in which DQN only collects

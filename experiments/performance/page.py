@@ -193,6 +193,8 @@ def _older(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
 NOT_HERE = {
     "torch_cuda": "the torch env on an accelerator; `python -m experiments.bench device=cuda` "
     "measures it where there is one",
+    "retrieval_": "retrieval of candidates from a million items; "
+    "`python -m experiments.bench rows=retrieval add=true out=docs` takes a few minutes",
     "peer_": "the peers",
     "time_to_score": "the time until 0.9 of the planning oracle; "
     "`python -m experiments.bench rows=time_to_score add=true out=docs` takes about an hour",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.build import group_defaults, make_env
 from experiments.performance.measure import Bench, Result, threads
 from experiments.performance.score_time import GOAL, times
 from experiments.performance.sides import (
@@ -23,6 +25,7 @@ from experiments.performance.sides import (
     mabwiser_side,
     sb3_side,
     single_side,
+    stepped,
     torch_side,
     vector_side,
 )
@@ -39,6 +42,7 @@ SHOP: dict[str, Any] = {
 EVERYTHING_ON = SHOP | {"churn": True}
 OWN_ROUTE = f"stable-baselines3's PPO by its defaults on {WORKERS} DummyVecEnvs"
 LIGHT = 6000  # bytes that a shopper may cost
+ROOM = 8e9  # bytes that training on candidates of many items may take
 # agents and what is asked of them
 LEARNERS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "ppo_sb3": ("ppo", {"backend": "sb3"}, 12.0),
@@ -151,6 +155,42 @@ def catalogue(bench: Bench) -> Iterator[Result]:
     )
 
 
+def retrieval(bench: Bench) -> Iterator[Result]:
+    """Candidates of a large catalogue: what their search costs, and what it leaves of learning."""
+    sizes = bench.sizes
+    many, few = sizes.many_items, int(EVERYTHING_ON["num_items"])
+    shops = [group_defaults("env", "retrieve") | {"num_items": items} for items in (many, few)]
+    shape = f"env=retrieve, {shops[0]['candidates']} candidates"
+    yield bench.compare(
+        "retrieval_step",
+        f"vector env of {sizes.num_envs:,}: {shape} of I={many:,}",
+        f"of I={few:,}",
+        tuple(stepped(make_env(shop, sizes.num_envs), sizes.retrieve_steps) for shop in shops),
+        sizes.train_rounds,
+    )
+    yield bench.compare(
+        "retrieval_training",
+        f"training of agent=ppo: {shape} of I={many:,}, cpu, one thread",
+        f"of I={few:,}",
+        tuple(agent_side("ppo", sizes, shop) for shop in shops),
+        sizes.train_rounds,
+        floor=0.5,
+    )
+    yield _below("retrieval_memory", "most memory of this process so far", _peak(), ROOM)
+
+
+def _peak() -> float:
+    """Bytes of the resident set of this process, at most so far."""
+    try:
+        import resource
+    except ImportError:  # on Windows there is none
+        raise UsageError(
+            "rows=retrieval measures memory, which this system does not tell"
+        ) from None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
 def training(bench: Bench) -> Iterator[Result]:
     """Learning alone: nothing is evaluated or written meanwhile."""
     sizes = bench.sizes
@@ -261,18 +301,23 @@ def memory(bench: Bench) -> Iterator[Result]:
     n = bench.sizes.num_envs
     env = RecsysVectorEnv(n, **EVERYTHING_ON)
     env.reset(seed=0)
-    cost = state_bytes(env) / n
-    yield Result(
-        row="memory",
-        what=f"state, luck and waiting newcomers per shopper: T={env.shop.horizon}, "
-        f"{_shape(EVERYTHING_ON)}",
-        against=f"{LIGHT:,} bytes",
+    what = f"state, luck and waiting newcomers per shopper: T={env.shop.horizon}"
+    yield _below("memory", f"{what}, {_shape(EVERYTHING_ON)}", state_bytes(env) / n, LIGHT)
+
+
+def _below(row: str, what: str, cost: float, most: float) -> Result:
+    """Bytes, of which at most so many may be."""
+    ratio = cost / most
+    return Result(
+        row=row,
+        what=what,
+        against=f"{most:,.0f} bytes",
         unit="bytes",
         ours=cost,
-        reference=LIGHT,
-        ratio=cost / LIGHT,
-        ratio_min=cost / LIGHT,
-        ratio_max=cost / LIGHT,
+        reference=most,
+        ratio=ratio,
+        ratio_min=ratio,
+        ratio_max=ratio,
         ceiling=1.0,
     )
 
@@ -323,7 +368,8 @@ ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "bandit": bandit,
     "torch": torch_env,
     "memory": memory,
+    "retrieval": retrieval,
     "peers": peers,
     "time_to_score": time_to_score,
 }
-ASKED_FOR = ("peers", "time_to_score")  # rows that are measured only by name
+ASKED_FOR = ("retrieval", "peers", "time_to_score")  # rows that are measured only by name

@@ -31,7 +31,13 @@ FEATURES = 16  # of the bandits' shoppers, and of the shared model's items
 
 def vector_side(env_id: str, num_envs: int, steps: int, **keywords: Any) -> Side:
     """Random actions in a native vector env, restarted by itself."""
-    env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **keywords)
+    native = {"vectorization_mode": "vector_entry_point"}
+    return stepped(gym.make_vec(env_id, num_envs, **native, **keywords), steps)
+
+
+def stepped(env: gym.vector.VectorEnv, steps: int) -> Side:
+    """Random actions in a vector env."""
+    num_envs = env.num_envs
     env.reset(seed=0)
     action_TN = _actions(env.single_action_space, (steps, num_envs))
 
@@ -94,10 +100,14 @@ def floor_side(num_envs: int, steps: int, **keywords: Any) -> Side:
     return advance
 
 
-def agent_side(name: str, sizes: Sizes, **changes: Any) -> Side:
-    """Training by the configuration of agent=name, without evaluations."""
+def agent_side(name: str, sizes: Sizes, env: dict[str, Any] | None = None, **changes: Any) -> Side:
+    """Training by the configuration of agent=name, without evaluations.
+
+    Args:
+        env: where, if not in ``full`` with default keywords.
+    """
     config = group_defaults("agent", name) | sizes.agents.get(name, {}) | changes
-    agent = make_agent(config, {"scenario": "full"}, seed=0, device="cpu")
+    agent = make_agent(config, env or {"scenario": "full"}, seed=0, device="cpu")
     learned = 0
 
     def count(timesteps: int) -> bool:

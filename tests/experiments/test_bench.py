@@ -39,6 +39,7 @@ TINY = Sizes(
     sweep_rounds=1,
     sweep_recommendations=80,
     many_items=2000,
+    retrieve_steps=5,
     train_rounds=1,
     train_steps=80,
     warm_up=1,
@@ -468,6 +469,19 @@ def test_the_page_is_drawn_again_from_its_figures(
     assert run_command(monkeypatch, f"out={tmp_path}", "draw=true") == 0
     assert [file.read_text() for file in files] == before
     assert run_command(monkeypatch, f"out={tmp_path}/empty", "draw=true") == 2
+
+
+def test_retrieval_is_measured_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "FULL", TINY)
+    assert run_command(monkeypatch, "rows=retrieval", "device=cpu", f"out={tmp_path}") == 0
+    report = json.loads((tmp_path / "performance.json").read_text())
+    found = {row["row"]: row for row in report["rows"]}
+    assert set(found) == {"retrieval_step", "retrieval_training", "retrieval_memory"}
+    assert found["retrieval_training"]["floor"] == 0.5
+    assert "I=2,000" in found["retrieval_training"]["what"]
+    memory = found["retrieval_memory"]
+    assert memory["verdict"] == "ok"
+    assert 5e7 < memory["ours"] < 8e9  # more than Python with torch takes, in bytes
 
 
 def test_rows_are_added_to_those_that_are_there(
