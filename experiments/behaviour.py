@@ -166,7 +166,7 @@ def _holds(true: bool) -> str:
 
 def draw(found: list[Curves], pretrain: int, out: Path) -> Path:
     """Learning curves, a line per variant."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.axhline(1.0, color="0.35", linewidth=1.0, linestyle=":")
@@ -181,15 +181,15 @@ def draw(found: list[Curves], pretrain: int, out: Path) -> Path:
         axis.fill_between(of.timesteps_E, low_E, high_E, color=colour, alpha=0.15, linewidth=0)
     axis.axvline(pretrain, color="0.6", linewidth=0.8)
     axis.annotate(
-        "the pretrained begin to learn a policy", (pretrain, 0.02), rotation=90, fontsize=8,
-        xytext=(-10, 0), textcoords="offset points", color="0.4",
+        "the pretrained\nbegin to learn", (pretrain, 0.02), xycoords=axis.get_xaxis_transform(),
+        xytext=(4, 0), textcoords="offset points", fontsize=8, color="0.4",
     )  # fmt: skip
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_xlabel("environment steps")
     axis.set_ylabel("normalised score (planning oracle = 1)")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return plot.save(figure, out)
 
 

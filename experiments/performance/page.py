@@ -138,6 +138,8 @@ def _short(value: float | None, unit: str) -> str:
     """Steps per second in thousands or millions, short enough for a narrow terminal."""
     if value is None:
         return ""
+    if unit == "bytes" and value >= 1e8:
+        return f"{value / 1e9:.2f} GB"
     if unit != STEPS:
         return f"{value:,.0f} {unit}"
     return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.1f} k"
