@@ -542,15 +542,16 @@ def stagger(env: RecsysVectorEnv, rng: np.random.Generator) -> np.ndarray:
 def bought(info: dict[str, Any]) -> np.ndarray:
     """Whether each recommendation of a step was a purchase, (N,) of 0.0 or 1.0."""
     terms = info["final_info"]["reward_terms"] if "final_info" in info else info["reward_terms"]
-    return (terms["purchase"] > 0).astype(np.float32)
+    bought_N: np.ndarray = (terms["purchase"] > 0).astype(np.float32)
+    return bought_N
 
 
 def draw(probability_NI: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One item each (N,), by its probability; rows (N, I) sum to one."""
     cumulative_NI = np.cumsum(probability_NI, axis=1)
     threshold_N1 = rng.random((len(probability_NI), 1)) * cumulative_NI[:, -1:]
-    item_N = (cumulative_NI <= threshold_N1).sum(axis=1)
-    return np.minimum(item_N, probability_NI.shape[1] - 1)  # where rounding went past the last
+    item_N: np.ndarray = (cumulative_NI <= threshold_N1).sum(axis=1)
+    return item_N.clip(max=probability_NI.shape[1] - 1)  # where rounding went past the last
 
 
 def rows_in_memory(bytes_per_row: int) -> int:

@@ -101,7 +101,7 @@ def write(path: Path, tree: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
 
     def told(part: Any) -> Any:
         if isinstance(part, dict):
@@ -120,7 +120,8 @@ def write(path: Path, tree: dict[str, Any]) -> None:
 
     text = json.dumps(told(tree))
     with path.open("wb") as file:
-        np.savez(file, **{TREE: np.frombuffer(text.encode(), dtype=np.uint8)}, **arrays)
+        arrays[TREE] = np.frombuffer(text.encode(), dtype=np.uint8)
+        np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
 

@@ -80,4 +80,5 @@ class OwnSatiation:
 def steps_taken(shop: Shop, observation: np.ndarray) -> np.ndarray:
     """How many recommendations each shopper has seen, (N, S) -> (N,)."""
     remaining = observation[:, shop.observer.layout()["remaining"].start]
-    return shop.horizon - np.rint(remaining * shop.horizon).astype(np.int64)
+    taken_N: np.ndarray = shop.horizon - np.rint(remaining * shop.horizon).astype(np.int64)
+    return taken_N

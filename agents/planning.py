@@ -509,7 +509,7 @@ class PlanningOracle(MyopicOracle):
                 self._network, state, traits, plan.weight, self.shortlist
             )
         value = value_NC.cpu().numpy()
-        score_NI = index_NI - index_NI.max(axis=1, keepdims=True)
+        score_NI: np.ndarray = index_NI - index_NI.max(axis=1, keepdims=True)
         score_NI += value.min(axis=1, keepdims=True) - 1.0
         np.put_along_axis(score_NI, item_NC.cpu().numpy(), value, axis=1)
         score_NI[np.arange(len(score_NI)), index_NI.argmax(axis=1)] += plan.caution

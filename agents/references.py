@@ -188,7 +188,8 @@ class IndexPolicy(MyopicOracle):
             quality = _against_nothing(quality[self.env.candidate_N])
         elif isinstance(self.env, RecsysRetrieveVectorEnv):
             quality = quality[self.env.candidate_NK]
-        return super().score(observation) + self.weight * quality
+        score_NI: np.ndarray = super().score(observation) + self.weight * quality
+        return score_NI
 
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> Agent:
         if self.weight is None:

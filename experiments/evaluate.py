@@ -98,7 +98,8 @@ class Judge:
         plain = {**env, "reveal": False, "autoreset_mode": "SameStep"}
         self.seed, self.shoppers = seed, shoppers
         self.env = make_env(plain, shoppers)
-        self.low, self.high = Random(), HIGH[reference]()
+        self.low: Agent = Random()
+        self.high = HIGH[reference]()
         if self.env.shop.gate:
             # no planner knows gates, and a random answer is worse than none
             planned = isinstance(self.high, PlanningOracle)
@@ -264,7 +265,7 @@ def check_reference(reference: Any) -> None:
 
 def main(argv: list[str]) -> None:
     """Score the agent of a run."""
-    defaults = {"run": None, "env": {}, "eval": {}, "device": "auto"}
+    defaults: dict[str, Any] = {"run": None, "env": {}, "eval": {}, "device": "auto"}
     asked = arguments(argv, defaults)
     if not asked["run"]:
         raise UsageError("which run? pass run=<run directory>")

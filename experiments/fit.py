@@ -79,10 +79,11 @@ def fit(config: dict[str, Any], asked: dict[str, Any]) -> tuple[results.RunDirec
         raise UsageError(f"only agent=scorer is fitted here, got {agent.name}")
     as_number("k", asked["k"], 1, agent.num_items)
     data = None if asked["log"] is None else _of_log(agent, asked)
+    learn = None if data is None else data.learn
     steps = asked["steps"] if asked["online"] else rounded(asked["steps"])
     config = config | {
         "fingerprint": results.fingerprint(agent.env.shop),
-        "total_timesteps": steps if data is None else len(data.learn),
+        "total_timesteps": steps if learn is None else len(learn),
     }
     directory = _directory(config, asked)
     if not directory.claim(config, asked["if_exists"]):

@@ -197,7 +197,7 @@ def play(
                     pending.remove(job)
                 else:
                     referred.add(job.shop)
-                call = tasks.run if running_it else tasks.refer
+                call: Callable[..., Any] = tasks.run if running_it else tasks.refer
                 future = pool.submit(call, question(job, asked))
                 running[future] = (job, running_it, time.monotonic())
             if not running:
@@ -310,7 +310,7 @@ def _terminable() -> Iterator[None]:
 
 def _asked(argv: list[str]) -> dict[str, Any]:
     """The arguments, checked."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "total_timesteps": BUDGET, "agents": None, "scenarios": None, "runs": RUNS, "workers": 2,
         "time_limit": None, "draw": False, "runs_dir": "runs/leaderboard", "data": str(DATA),
         "out": "docs", "env": {}, "eval": {},

@@ -144,7 +144,8 @@ def _difference(old: Any, new: Any) -> tuple[Any, Any]:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return old, new
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return tuple({name: of[name] for name in names if name in of} for of in (old, new))
+    had, has = ({name: of[name] for name in names if name in of} for of in (old, new))
+    return had, has
 
 
 def _claim(path: Path, about: dict[str, Any], if_exists: str) -> None:
@@ -201,8 +202,8 @@ def _asked(words: list[str]) -> dict[str, Any]:
             raise UsageError(f"{name} must be true or false, got {asked[name]!r}")
     if asked["if_exists"] not in IF_EXISTS:
         raise unknown("if_exists", asked["if_exists"], IF_EXISTS)
-    name = Path(str(asked["name"] or "loop"))
-    if name.is_absolute() or ".." in name.parts:
+    below = Path(str(asked["name"] or "loop"))
+    if below.is_absolute() or ".." in below.parts:
         raise UsageError(f"name must lie below <runs_dir>/loops, got {asked['name']!r}")
     return asked
 

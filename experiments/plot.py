@@ -199,7 +199,8 @@ def _curve(label: str, seeds: list[dict[str, np.ndarray]]) -> Curve:
     steps_E = shortest["timesteps"]
     if len(seeds) == 1:
         names = ("normalised_score", "normalised_low", "normalised_high")
-        return Curve(label, steps_E, *(shortest[name] for name in names), seeds=1)
+        score_E, low_E, high_E = (shortest[name] for name in names)
+        return Curve(label, steps_E, score_E, low_E, high_E, seeds=1)
     score_RE = np.array(
         [np.interp(steps_E, seed["timesteps"], seed["normalised_score"]) for seed in seeds]
     )

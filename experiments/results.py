@@ -39,6 +39,7 @@ from omegaconf import OmegaConf
 import recenv
 from agents import checkpoint
 from recenv.errors import UsageError, unknown
+from recenv.retrieve import RetrieveShop
 from recenv.shop import Shop
 
 CONFIG, SUMMARY, EVALUATIONS = "config.yaml", "summary.json", "evaluations.csv"
@@ -455,7 +456,7 @@ def shop_name(shop: Shop, env: dict[str, Any], defaults: dict[str, Any]) -> str:
     world = Path(shop.settings.world).stem if shop.settings.world.endswith(".npz") else ""
     name = f"{_plain(world)}.npz" if world else shop.world.name
     kind = "gate-" if shop.gate else "retrieve-" if shop.retrieves else ""
-    if shop.retrieves:
+    if isinstance(shop, RetrieveShop):
         rest["retriever"] = shop.settings.retriever  # a whole path would be no name
     return f"{kind}{name}-{shop.scenario}{suffix(rest, defaults)}"
 

@@ -248,7 +248,8 @@ class Recorder:
         before: int = 0,
     ):
         self.agent, self.judge, self.directory = agent, judge, directory
-        self.config, self.total = config, config["total_timesteps"]
+        self.config = config
+        self.total: int = config["total_timesteps"]
         # the last evaluation is made after learning
         first = min(max(config["eval"]["first"], before), self.total)
         points = np.geomspace(first, self.total, config["eval"]["points"])

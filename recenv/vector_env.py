@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import gymnasium as gym
 import numpy as np
 from array_api_compat import numpy as xp
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
@@ -65,7 +66,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.autoreset_mode = AutoresetMode(self.shop.settings.autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_action_space = self.shop.action_space
-        self.single_observation_space = self.shop.observation_space
+        self.single_observation_space: spaces.Box = self.shop.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._max_steps = max_episode_steps or self.shop.horizon

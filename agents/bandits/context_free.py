@@ -118,7 +118,8 @@ class EpsilonGreedy(ContextFree):
         share = self._share(self._steps)
         assert self._seen is not None
         best_N = super().explore(self._seen)
-        return share / self.num_actions + (1.0 - share) * (item_N == best_N)
+        share_N: np.ndarray = share / self.num_actions + (1.0 - share) * (item_N == best_N)
+        return share_N
 
     def absorb(self, observation: np.ndarray, item_N: np.ndarray, bought_N: np.ndarray) -> None:
         super().absorb(observation, item_N, bought_N)

@@ -12,8 +12,9 @@ from agents.bandits.base import Answers, Bandit
 from agents.bandits.exploration import Thompson, UpperBound
 from agents.bandits.posterior import BilinearRidge, Context, ItemRidge, LogisticLaplace
 from agents.base import MANY, POSITIVE, Agent, Callback
-from agents.features import OwnSatiation, item_features, principal_axes
+from agents.features import OwnSatiation, item_features
 from agents.files import fitting, read_tensors, write_tensors
+from recenv.catalogue import principal_axes
 from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
 

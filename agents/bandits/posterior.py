@@ -328,7 +328,8 @@ class BilinearRidge(Resumable):
             p * g, draws, generator=generator, device=self.root.device, dtype=self.root.dtype
         )
         apart = torch.linalg.solve_triangular(self.root.T, luck, upper=True)
-        return (self.weight_PG + scale * apart.T.reshape(draws, p, g)).float()
+        weight_MPG: Tensor = self.weight_PG + scale * apart.T.reshape(draws, p, g)
+        return weight_MPG.float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The features and the sums, from which everything follows."""

@@ -95,7 +95,8 @@ class SessionLog(Resumable):
         """The rows that hold something, the latest session first."""
         count = min(self._next, len(self.items_ST))
         row = (self._next - 1 - np.arange(count)) % len(self.items_ST)
-        return row[self.items_ST[row, 0] >= 0]
+        filled: np.ndarray = row[self.items_ST[row, 0] >= 0]
+        return filled
 
 
 class Recommender(OnlineAgent):

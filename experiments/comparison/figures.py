@@ -159,7 +159,8 @@ def regret(comparison: Comparison, out: Path) -> Path:
         runs = [run for group in groups for run in group.runs]
         gap = float(np.mean([run.reference("high") - run.reference("myopic") for run in runs]))
         axis.axhline(0.0, color="0.35", linewidth=1.0, linestyle=":")
-        other = axis.secondary_yaxis("right", functions=(lambda y: y - gap, lambda y: y + gap))
+        there, back = (lambda y: np.subtract(y, gap)), (lambda y: np.add(y, gap))
+        other = axis.secondary_yaxis("right", functions=(there, back))
         other.set_ylabel("against the myopic oracle", fontsize=8)
         other.tick_params(labelsize=8)
         axis.set_ylabel("regret of a session against the high reference", fontsize=8)

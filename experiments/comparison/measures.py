@@ -171,7 +171,8 @@ def over_runs(
 
 def effective_items(group: Group) -> np.ndarray:
     """As how many items, equally often recommended, the recommendations amount to, (R,)."""
-    return np.exp(group.last_R("entropy"))
+    items_R: np.ndarray = np.exp(group.last_R("entropy"))
+    return items_R
 
 
 def category_shares(group: Group) -> np.ndarray | None:
@@ -184,7 +185,8 @@ def category_shares(group: Group) -> np.ndarray | None:
         share_K = np.bincount(category_I, weights=shown_I) / max(shown_I.sum(), 1)
         rows.append(np.sort(share_K)[::-1])
     most = max(len(row) for row in rows)
-    return np.mean([np.pad(row, (0, most - len(row))) for row in rows], axis=0)
+    mean_K: np.ndarray = np.mean([np.pad(row, (0, most - len(row))) for row in rows], axis=0)
+    return mean_K
 
 
 def _rng() -> np.random.Generator:

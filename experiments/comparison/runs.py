@@ -459,7 +459,7 @@ def _grid(groups: Sequence[Group], most: int) -> tuple[np.ndarray, np.ndarray] |
     )
     if not worlds:
         return None
-    counts = [min(np.count_nonzero(g.world_R == w) for w in worlds) for g in many]
+    counts = [min(int(np.sum(g.world_R == w)) for w in worlds) for g in many]
     if not groups[0].learns:
         each = max(most // len(worlds), 1)
     else:

@@ -57,8 +57,8 @@ def rows(comparison: Comparison, baseline: str) -> list[Row]:
             more = None
             if against is not None and against is not group:
                 more = difference(group, against)
-            reached = (steps_to(group, target) for target in (0.5, 0.9))
-            found.append(Row(group, group.score, more, *reached, regret_slope(group)))
+            half, most = steps_to(group, 0.5), steps_to(group, 0.9)
+            found.append(Row(group, group.score, more, half, most, regret_slope(group)))
     return found
 
 

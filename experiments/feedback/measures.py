@@ -103,7 +103,7 @@ def draw(rows: list[Row], about: dict[str, Any], out: Path) -> Path:
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     score, conversion, bias, cover = figure.subplots(2, 2).ravel()
-    number = [row["round"] for row in rows]
+    number = _numbers(rows, "round")
     line = _lines(number, rows)
     line(score, [("normalised_score", "the policy after the round")])
     low, high = (_numbers(rows, f"normalised_{end}") for end in ("low", "high"))
@@ -140,14 +140,14 @@ def draw(rows: list[Row], about: dict[str, Any], out: Path) -> Path:
     return save(figure, out)
 
 
-def _lines(number: list[float | None], rows: list[Row]) -> Any:
+def _lines(number: np.ndarray, rows: list[Row]) -> Any:
     def lines(axis: Axes, columns: list[tuple[str, str]]) -> None:
         looks = zip(columns, COLOURS, MARKERS, strict=False)
         for (column, label), colour, marker in looks:
             values = _numbers(rows, column)
             axis.plot(number, values, color=colour, marker=marker, ms=4, lw=1.5, label=label)
         axis.set_xlabel("round")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(framealpha=0.9, edgecolor="none", fontsize=8)
 

@@ -331,7 +331,7 @@ class Loop:
         explore = 0.0 if randomly else self.plan.explore
         for _ in range(self.steps // env.num_envs):
             item_N, propensity_N = agent.serve(observation, explore)
-            env.journal.propensity = lambda _, told_N=propensity_N: told_N
+            env.journal.propensity = _always(propensity_N)
             observation = env.step(item_N)[0]
 
     def clean(self, number: int) -> None:
@@ -402,6 +402,11 @@ class Loop:
             with _appearing(self.path / AGENT) as part:
                 agent.save(part)
         (self.place(last) / STATE).unlink(missing_ok=True)
+
+
+def _always(told_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What answers this, whatever was recommended."""
+    return lambda _: told_N
 
 
 class _RoundOver(Exception):  # noqa: N818 (it is no error)

@@ -253,7 +253,8 @@ def _by_time(code_N: np.ndarray, time_N: np.ndarray, validation: float, test: fl
     ]
     part_S = (begin_S >= cut[0]).astype(np.int64) + (begin_S >= cut[1])
     ended_S = (end_S >= cut[0]).astype(np.int64) + (end_S >= cut[1])
-    return np.where(part_S == ended_S, part_S, -1)[code_N]
+    part_N: np.ndarray = np.where(part_S == ended_S, part_S, -1)[code_N]
+    return part_N
 
 
 def _truth(path: Path, session_N: np.ndarray, step_N: np.ndarray) -> np.ndarray | None:

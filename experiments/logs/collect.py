@@ -407,7 +407,8 @@ class Browse:
 
         def when(who: np.ndarray) -> np.ndarray:
             span = (end_n - begin_n)[who]
-            return begin_n[who] + (self._rng.random(len(who)) * span).astype(np.int64)
+            time_n: np.ndarray = begin_n[who] + (self._rng.random(len(who)) * span).astype(np.int64)
+            return time_n
 
         return found, when(found.viewer_B), when(found.searcher_Q)
 
@@ -431,7 +432,7 @@ class Calendar:
     def begin(self, session_n: np.ndarray, shopper_n: np.ndarray) -> np.ndarray:
         """When new sessions begin, (n,)."""
         share_n = session_n + self._rng.random(len(session_n))
-        time_n = self._begin + (share_n * self._width).astype(np.int64)
+        time_n: np.ndarray = self._begin + (share_n * self._width).astype(np.int64)
         if self._free is None:
             return time_n
         time_n = np.maximum(time_n, self._free[shopper_n])
@@ -617,4 +618,5 @@ class TruthWriter:
         order = np.lexsort((columns[1], columns[0]))
         names = ("session", "step", "interest", "purchase_probability")
         ordered = (column[order] for column in columns)
-        np.savez(self._path, **dict(zip(names, ordered, strict=True)))
+        named: dict[str, Any] = dict(zip(names, ordered, strict=True))
+        np.savez(self._path, **named)

@@ -57,7 +57,8 @@ class BehaviourMatrix:
                 f"a dense X of shape {self.shape} is too large: use the sparse counts, by=category"
                 " or fewer shoppers"
             )
-        return self.counts.toarray().reshape(self.shape)
+        dense: np.ndarray = self.counts.toarray().reshape(self.shape)
+        return dense
 
     def normalised(self) -> BehaviourMatrix:
         """log(1 + count), each row scaled to length 1, so that the busy count no more.

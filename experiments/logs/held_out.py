@@ -50,12 +50,14 @@ class Questions:
     @property
     def target_n(self) -> np.ndarray:
         """What was bought."""
-        return self.sessions.items_ST[self.session_n, self.place_n]
+        item_n: np.ndarray = self.sessions.items_ST[self.session_n, self.place_n]
+        return item_n
 
     @property
     def shopper_n(self) -> np.ndarray:
         """By whom."""
-        return self.sessions.shopper_S[self.session_n]
+        shopper_n: np.ndarray = self.sessions.shopper_S[self.session_n]
+        return shopper_n
 
     def before(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Items and events (n, T) before some of the purchases, -1 from them on; and by whom."""

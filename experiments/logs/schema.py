@@ -311,8 +311,8 @@ def _check_columns(
             raise UsageError(f"{file} has no column {name!r}{near}")
     if foreign and on_bad == "error":
         near = nearest(foreign[0], schema)
-        known = near or f": the columns of a log are {', '.join(schema)}"
-        raise UsageError(f"{file} has an unknown column {foreign[0]!r}{known}")
+        hint = near or f": the columns of a log are {', '.join(schema)}"
+        raise UsageError(f"{file} has an unknown column {foreign[0]!r}{hint}")
     return tuple(foreign)
 
 

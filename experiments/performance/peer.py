@@ -5,12 +5,15 @@
 prints "ready", then for every line on its standard input the steps and seconds of a turn.
 """
 
+from __future__ import annotations
+
 import random
 import sys
 import time
+from collections.abc import Callable
 
 
-def single_item(steps):
+def single_item(steps: int) -> Callable[[], None]:
     import gymnasium
     import numpy
     import sardine  # noqa: F401 (registers)
@@ -19,7 +22,7 @@ def single_item(steps):
     env.reset(seed=0)
     actions = numpy.random.default_rng(0).integers(1000, size=(steps, 1))
 
-    def advance():
+    def advance() -> None:
         for action in actions:
             _, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
@@ -28,7 +31,7 @@ def single_item(steps):
     return advance
 
 
-def evolution(steps):
+def evolution(steps: int) -> Callable[[], None]:
     from recsim.environments import interest_evolution
 
     config = {"num_candidates": 10, "slate_size": 1, "resample_documents": True, "seed": 0}
@@ -37,7 +40,7 @@ def evolution(steps):
     rng = random.Random(0)
     actions = [[rng.randrange(10)] for _ in range(steps)]
 
-    def advance():
+    def advance() -> None:
         for action in actions:
             if env.step(action)[2]:
                 env.reset()
@@ -45,7 +48,7 @@ def evolution(steps):
     return advance
 
 
-def main():
+def main() -> None:
     name, steps, clock = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     now = time.process_time if clock == "cpu" else time.perf_counter
     advance = {"sardine": single_item, "recsim": evolution}[name](steps)

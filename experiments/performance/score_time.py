@@ -39,6 +39,7 @@ class Borrowed(Agent):
     def score(self, observation: np.ndarray) -> np.ndarray:
         policy = self.model.policy
         features = policy.extract_features(torch.as_tensor(observation))
+        assert isinstance(features, torch.Tensor)  # actor and critic share them
         logits: np.ndarray = policy.action_net(policy.mlp_extractor.forward_actor(features)).numpy()
         return logits
 

@@ -125,8 +125,7 @@ def agent_side(name: str, sizes: Sizes, env: dict[str, Any] | None = None, **cha
 
 def own_route(sizes: Sizes, seed: int, **changes: Any) -> PPO:
     """PPO as stable-baselines3 does it by itself: its defaults, on DummyVecEnvs."""
-    made = {"n_envs": WORKERS, "env_kwargs": {"scenario": "full"}}
-    envs = make_vec_env("recenv:Recsys-v0", seed=seed, **made)
+    envs = make_vec_env("recenv:Recsys-v0", WORKERS, seed, env_kwargs={"scenario": "full"})
     return PPO("MlpPolicy", envs, device="cpu", seed=seed, **(sizes.sb3 | changes))
 
 

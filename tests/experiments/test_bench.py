@@ -541,8 +541,8 @@ def test_a_peer_takes_its_turns_in_a_python_of_its_own(
 ) -> None:
     script = tmp_path / "peer.py"
     source = Path(peer.__file__).read_text().replace('"recsim": evolution', '"quick": quick')
-    quick = "def quick(steps):\n    return lambda: time.sleep(0.01)\n\n\ndef main():"
-    script.write_text(source.replace("def main():", quick))
+    quick = "def quick(steps):\n    return lambda: time.sleep(0.01)\n\n\ndef main() -> None:"
+    script.write_text(source.replace("def main() -> None:", quick))
     monkeypatch.setattr(sides, "PEER", script)
     side = sides.Peer(Path(sys.executable), "quick", 7, "wall")
     turns = [side(), side()]
