@@ -158,14 +158,14 @@ class Sessions(NamedTuple):
         return named
 
 
-def decode_luck(word: np.ndarray[Any, np.dtype[np.uint32]]) -> tuple[FloatArray, IntArray]:
-    """Split 32-bit words into choice thresholds (logits) and rows of the drift table."""
-    uniform = (word >> np.uint32(DRIFT_BITS)).astype(np.float32)
-    uniform += np.float32(0.5)
-    uniform *= np.float32(2.0**-THRESHOLD_BITS)
+def decode_luck(word: Array, xp: Any = xp) -> tuple[Array, Array]:
+    """Split words of 32 bits into choice thresholds (logits) and rows of the drift table."""
+    # a mask, as the words may be signed (torch shifts no others)
+    uniform = xp.astype((word >> DRIFT_BITS) & (2**THRESHOLD_BITS - 1), xp.float32)
+    uniform += 0.5
+    uniform *= 2.0**-THRESHOLD_BITS
     uniform /= 1.0 - uniform
-    threshold = np.log(uniform, out=uniform)
-    return threshold, (word & np.uint32(DRIFT_ROWS - 1)).astype(np.int16)
+    return xp.log(uniform), word & (DRIFT_ROWS - 1)
 
 
 def drift_table(interest_dim: int) -> FloatArray:
@@ -189,6 +189,8 @@ class Arrivals:
         observe: what is seen of newcomers (n, S), by their state, traits and candidates;
             looked at by the block, as looking costs much the same for one and for a thousand.
         propose: draws the candidates (n, T) of newcomers, from the generator and their state.
+        decoded: false leaves luck in its words: ``threshold`` holds them as int32, and
+            ``drift_row`` nothing. Who looks at few of them decodes what it looks at.
     """
 
     def __init__(
@@ -200,8 +202,10 @@ class Arrivals:
         clientele: People | None = None,
         observe: Callable[[State, Traits, Array | None], Array] | None = None,
         propose: Callable[[np.random.Generator, State], IntArray] | None = None,
+        decoded: bool = True,
     ):
         self.observe = observe or _nothing
+        self.decoded = decoded
         self.propose = propose
         self.population = population
         self.num_categories = num_categories
@@ -284,7 +288,12 @@ class Arrivals:
         # last, so that the shoppers and their other luck are those of a shop without a gate
         candidate = self.propose(rng, state) if self.propose else None
         seen = self.observe(state, traits, candidate)
-        return Sessions(shopper_id, state, traits, *decode_luck(word), seen, candidate)
+        if not self.decoded:
+            threshold, drift_row = word.view(np.int32), word[:, :0]
+        else:
+            threshold, drift_row = decode_luck(word)
+            drift_row = drift_row.astype(np.int16)
+        return Sessions(shopper_id, state, traits, threshold, drift_row, seen, candidate)
 
 
 def _nothing(state: State, traits: Traits, candidate: Array | None) -> FloatArray:

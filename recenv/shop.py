@@ -217,16 +217,20 @@ class Shop:
             return None
         return self.world.population.clientele(count, self.settings.world_seed)
 
-    def arrivals(self, num_envs: int) -> Arrivals:
-        """A queue of sessions for ``num_envs`` slots."""
+    def arrivals(self, num_envs: int, decoded: bool = True) -> Arrivals:
+        """A queue of sessions for ``num_envs`` slots; see ``Arrivals`` for ``decoded``.
+
+        Nobody looks at who comes undecoded: they have no first observation.
+        """
         return Arrivals(
             self.world.population,
             self.catalogue.num_categories,
             self.horizon,
             block=max(num_envs, 64),
             clientele=self.clientele,
-            observe=self.first_observation,
+            observe=self.first_observation if decoded else None,
             propose=self.proposals,
+            decoded=decoded,
         )
 
     @property

@@ -6,6 +6,7 @@ With one seed it meets the same shoppers with the same luck as ``RecsysVectorEnv
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 from recenv.dynamics import State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError, check_options
 from recenv.gate import GateShop
-from recenv.population import Sessions, initial_state
+from recenv.population import Sessions, decode_luck, initial_state
 from recenv.shop import Lenses, Memory, Shop, as_number, session_steps
 
 try:
@@ -30,7 +31,27 @@ Tensor = torch.Tensor
 OPTIONS = ("first_session_steps",)  # of reset
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Newcomers kept on the device, per slot. More are called for when fewer than half are left.
-RESERVE = 8
+RESERVE = 4
+# Of inductor: all sizes are fixed and every index is in range, so that nothing need be checked.
+UNCHECKED: dict[str, Any] = {
+    "size_asserts": False,
+    "alignment_asserts": False,
+    "assert_indirect_indexing": False,
+}
+
+
+class Queue(NamedTuple):
+    """A ring of Q sessions: those in the shop, and the newcomers after them.
+
+    It is written in place, where nobody stands any more; Q is a power of two.
+    """
+
+    shopper_id: Tensor  # (Q,)
+    interest: Tensor  # (Q, D)
+    patience: Tensor  # (Q,)
+    traits: Traits  # (Q,)
+    luck: tuple[Tensor, ...]  # (Q, T) words of 32 bits, or what they stand for
+    candidate: Tensor | None  # (Q, T) what arrives at a gate
 
 
 class Slots(NamedTuple):
@@ -40,9 +61,9 @@ class Slots(NamedTuple):
     state: State
     traits: Traits
     memory: Memory | None
-    row: Tensor  # (N,) which of the queue's sessions she is: her luck lies there
-    time: Tensor  # (N,) recommendations that she has seen
-    cut: Tensor  # (N,) after how many the session is cut
+    arrival: Tensor  # (N,) how many came before her: her luck lies there in the ring
+    luck: Tensor  # (N,) where in the ring the luck of her next step lies
+    cut: Tensor  # (N,) with how many recommendations still to come it is cut
 
 
 class Told(NamedTuple):
@@ -111,12 +132,13 @@ class RecsysTorchEnv:
         self.tables = Tables(*(self._tensor(table) for table in self.shop.tables))
         lenses = self.shop.lenses
         self.lenses = None if lenses is None else Lenses(*map(self._tensor, lenses))
-        self._arrivals = self.shop.arrivals(num_envs)
+        self._arrivals = self.shop.arrivals(num_envs, decoded=False)
         self._slots: Slots | None = None
         # from the first reset on
-        self._queue: Sessions  # those in the shop, and the newcomers after them
-        self._next: Tensor  # () the row of the next newcomer
-        self._counted: Tensor  # () what that was a step ago, on the host
+        self._queue: Queue
+        self._next: Tensor  # () how many have come in: the arrival of the next newcomer
+        self._drawn: int  # how many have been put into the queue
+        self._counted: Tensor  # (2,) the next and the oldest arrival a step ago, on the host
         self._steps_left: int  # for how many steps the newcomers are sure to last
 
     @property
@@ -151,23 +173,29 @@ class RecsysTorchEnv:
         if seed is not None or self._slots is None:
             self._rng, _ = seeding.np_random(seed)
             self._arrivals.clear()
-            self._queue = self._upload(self._arrivals.take(self._rng, self.num_envs))
-            self._open(torch.arange(self.num_envs, device=self.device))
+            self._begin()
         else:
             self._count()
             self._stock()
-            self._open(self._next + torch.arange(self.num_envs, device=self.device))
-        if first_N is not None:
-            cut_N = torch.as_tensor(session_steps(first_N, self.num_envs), device=self.device)
-            self._slots = self._met()._replace(cut=cut_N.clamp(max=self._max_steps))
-        return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N.clone()}
-
-    def _open(self, row_N: Tensor) -> None:
-        """All slots to those who stand in these rows of the queue, with newcomers behind."""
-        self._slots = self._enter(self._queue, row_N)
-        self._next = row_N[-1] + 1
+        arrival_N = self._next + torch.arange(self.num_envs, device=self.device)
+        self._slots = self._enter(self._queue, arrival_N)
+        self._next = self._next + self.num_envs
         self._count()
         self._steps_left = 0
+        if first_N is not None:
+            cut_N = torch.as_tensor(session_steps(first_N, self.num_envs), device=self.device)
+            left_N = self.shop.horizon - cut_N.clamp(max=self._max_steps)
+            self._slots = self._met()._replace(cut=left_N.to(self.dtype))
+        return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N.clone()}
+
+    def _begin(self) -> None:
+        """A new ring, and the first N sessions in it."""
+        first = self._upload(self._arrivals.take(self._rng, self.num_envs))
+        size = 2 ** math.ceil(math.log2((2 + RESERVE) * self.num_envs))
+        self._queue = _map(first, lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])))
+        self._next = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._drawn = 0
+        self._append(first)
 
     def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Recommend one item to each shopper (at a gate: the candidate, or nothing).
@@ -184,8 +212,14 @@ class RecsysTorchEnv:
         if self._steps_left == 0:
             self._stock()
             slots = self._met()
+        # by itself: fused with arithmetic, a look-up that misses the cache holds everything up
+        luck_N = tuple(torch.take(part, slots.luck) for part in self._queue.luck)
+        after, following, valid, told = self._advance(
+            slots, self._queue, self._next, luck_N, action_N
+        )
+        self._check(valid)
+        self._slots, self._next = after, following
         self._steps_left -= 1
-        self._slots, self._next, told = self._advance(slots, self._queue, self._next, action_N)
         if self._steps_left == 1:
             self._count()
         info = {
@@ -207,8 +241,9 @@ class RecsysTorchEnv:
         """
         return {
             "slots": _plain(self._met()),
-            "queue": _plain(self._queue),
+            "queue": _plain(_map(self._queue, torch.clone)),  # it is written in place
             "next": self._next,
+            "drawn": self._drawn,
             "arrivals": copy.deepcopy(self._arrivals.checkpoint()),
             "generator": self._rng.bit_generator.state,
         }
@@ -222,10 +257,10 @@ class RecsysTorchEnv:
         try:
             self.reset(seed=0)  # what it should look like
             for name, like in (("slots", self._met()), ("queue", self._queue)):
-                _check_like(name, kept[name], _plain(like), self.num_envs)
+                _check_like(name, kept[name], _plain(like))
             self._slots = _filled(self._met(), kept["slots"], self._tensor)
             self._queue = _filled(self._queue, kept["queue"], self._tensor)
-            self._next = self._tensor(kept["next"])
+            self._next, self._drawn = self._tensor(kept["next"]), int(kept["drawn"])
             self._arrivals.restore(copy.deepcopy(kept["arrivals"]))
             self._rng.bit_generator.state = kept["generator"]
         except (KeyError, TypeError, ValueError) as error:
@@ -238,20 +273,31 @@ class RecsysTorchEnv:
         """Nothing is held that needs closing."""
 
     @cached_property
-    def _advance(self) -> Callable[..., tuple[Slots, Tensor, Told]]:
+    def _advance(self) -> Callable[..., tuple[Slots, Tensor, Tensor, Told]]:
         """``_tick``, fused where that was asked for."""
         # sizes never change, and whatever could not be fused should be heard of
         return (
-            torch.compile(self._tick, dynamic=False, fullgraph=True) if self.compile else self._tick
+            torch.compile(self._tick, dynamic=False, fullgraph=True, options=UNCHECKED)
+            if self.compile
+            else self._tick
         )
 
     def _tick(
-        self, slots: Slots, queue: Sessions, next_row: Tensor, action_N: Tensor
-    ) -> tuple[Slots, Tensor, Told]:
-        """A step as a function of tensors alone: the slots after it, the row of the next
-        newcomer, and what is told."""
+        self,
+        slots: Slots,
+        queue: Queue,
+        next_: Tensor,
+        luck_N: tuple[Tensor, ...],
+        action_N: Tensor,
+    ) -> tuple[Slots, Tensor, Tensor, Told]:
+        """A step as a function of tensors alone: the slots after it, the arrival of the next
+        newcomer, whether all actions are valid, and what is told."""
         shop, candidate_N = self.shop, self._candidate(queue, slots)
         state, traits = slots.state, slots.traits
+        last = shop.num_actions - 1
+        valid = ((action_N >= 0) & (action_N <= last)).all()
+        action_N = action_N.clamp(0, last)
+        threshold_N, drift_row_N = luck_N if len(luck_N) > 1 else decode_luck(luck_N[0], xp)
         outcome = shop.advance(
             xp,
             self.tables,
@@ -259,8 +305,8 @@ class RecsysTorchEnv:
             traits,
             action_N,
             candidate_N,
-            queue.threshold[slots.row, slots.time],
-            queue.drift_row[slots.row, slots.time].to(torch.int64),
+            threshold_N.to(self.dtype),
+            drift_row_N,
         )
         revealed = (
             shop.reveal(xp, self.tables, state, traits, action_N, candidate_N)
@@ -269,64 +315,101 @@ class RecsysTorchEnv:
         )
         item_N = shop.shown(xp, action_N, candidate_N)
         memory = shop.remember(xp, self.lenses, slots.memory, item_N, outcome.event)
-        going = slots._replace(state=outcome.state, memory=memory, time=slots.time + 1)
-        truncated_N = (going.time >= slots.cut) & ~outcome.terminated
-        over_N, final_NS = outcome.terminated | truncated_N, self._observe(queue, going)
+        going = slots._replace(state=outcome.state, memory=memory, luck=slots.luck + 1)
+        truncated_N = (outcome.state.remaining <= slots.cut) & ~outcome.terminated
+        final_NS = self._observe(queue, going)
         # newcomers come in in the order of their arrival
-        row_N = (next_row + torch.cumsum(over_N, 0) - 1).clamp(min=0)
-        after = _either(over_N, self._enter(queue, row_N), going)
+        over_N = (outcome.terminated | truncated_N).to(torch.int32)
+        come_N = torch.cumsum(over_N, 0)  # whole numbers of 64 bits
+        arrival_N = next_ + come_N - 1
+        after = _either(over_N, self._enter(queue, arrival_N), going)
         observation_NS = self._observe(queue, after)
         terms = outcome.purchase_reward, outcome.leaving_charge
         ends = outcome.terminated, truncated_N
         told = Told(
             observation_NS, final_NS, outcome.event, *terms, terms[0] + terms[1], *ends, revealed
         )
-        return after, next_row + over_N.sum(), told
+        return after, next_ + come_N[-1], valid, told
 
-    def _enter(self, queue: Sessions, row_N: Tensor) -> Slots:
-        """Those who stand in these rows of the queue, with nothing recommended yet."""
+    def _enter(self, queue: Queue, arrival_N: Tensor) -> Slots:
+        """Those of these arrivals, with nothing recommended yet."""
+        row_N = _row(queue, arrival_N)
         state = initial_state(
             xp,
-            queue.state.interest[row_N],
-            queue.state.patience[row_N],
+            queue.interest[row_N],
+            queue.patience[row_N],
             self.shop.catalogue.num_categories,
             self.shop.horizon,
         )
         traits = Traits(*(leaf[row_N] for leaf in queue.traits))
-        shopper_id_N, time_N = queue.shopper_id[row_N], torch.zeros_like(row_N)
-        cut_N = torch.full_like(row_N, self._max_steps)
-        return Slots(shopper_id_N, state, traits, self._blank, row_N, time_N, cut_N)
+        shopper_id_N, luck_N = queue.shopper_id[row_N], row_N * self.shop.horizon
+        cut_N = torch.full_like(state.remaining, self.shop.horizon - self._max_steps)
+        return Slots(shopper_id_N, state, traits, self._blank, arrival_N, luck_N, cut_N)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so
         that no step waits for the device."""
+        counts = torch.stack([self._next, self._met().arrival.min()])
         if self.device.type != "cuda":
-            self._counted = self._next
+            self._counted = counts
             return
-        self._counted = torch.empty((), dtype=self._next.dtype, pin_memory=True)
-        self._counted.copy_(self._next, non_blocking=True)
+        self._counted = torch.empty_like(counts, device="cpu", pin_memory=True)
+        self._counted.copy_(counts, non_blocking=True)
         self._copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied.record(torch.cuda.current_stream(self.device))
 
     def _stock(self) -> None:
-        """Call for newcomers where there might be too few of them, and drop who has left."""
+        """Call for newcomers where there might be too few of them."""
         if self.device.type == "cuda":
             self._copied.synchronize()  # of a step ago
-        n, used = self.num_envs, int(self._counted)
-        if len(self._queue.shopper_id) - used - n < RESERVE // 2 * n:
-            waiting = torch.arange(used, len(self._queue.shopper_id), device=self.device)
-            kept = torch.cat([self._met().row, waiting])
-            more = self._upload(self._arrivals.take(self._rng, (1 + RESERVE) * n - len(kept)))
-            old = _map(self._queue, lambda leaf: leaf[kept])
-            self._queue = _zip(old, more, lambda first, second: torch.cat([first, second]))
-            self._slots = self._met()._replace(row=torch.arange(n, device=self.device))
-            self._next = self._next + (n - used)
-            used = n
+        n, (used, oldest) = self.num_envs, map(int, self._counted)
+        while self._drawn - used - n < RESERVE // 2 * n:
+            if self._drawn + n - oldest > len(self._queue.shopper_id):
+                self._close_ranks(used)
+                used, oldest = n, 0
+            self._append(self._upload(self._arrivals.take(self._rng, n)))
         # the step since they were counted may have used up n of them
-        self._steps_left = (len(self._queue.shopper_id) - used - n) // n
+        self._steps_left = (self._drawn - used - n) // n
 
-    def _upload(self, sessions: Sessions) -> Sessions:
-        return _map(sessions, self._tensor)
+    def _append(self, new: Queue) -> None:
+        """N more sessions into the ring, over those of shoppers who have left."""
+        n, size = self.num_envs, len(self._queue.shopper_id)
+        row = self._drawn % size
+        fit = min(n, size - row)
+        for leaf, come in zip(_leaves(self._queue), _leaves(new), strict=True):
+            leaf[row : row + fit] = come[:fit]
+            leaf[: n - fit] = come[fit:]
+        self._drawn += n
+
+    def _close_ranks(self, used: int) -> None:
+        """Number those in the shop and the newcomers anew.
+
+        Somebody has stayed for so long that the ring is full of those who came after her.
+        """
+        waiting = torch.arange(used, self._drawn, device=self.device)
+        kept = torch.cat([self._met().arrival, waiting])
+        row = _row(self._queue, kept)
+        for leaf in _leaves(self._queue):
+            leaf[: len(kept)] = leaf[row]
+        slots, first_N = self._met(), torch.arange(self.num_envs, device=self.device)
+        luck_N = first_N * self.shop.horizon + slots.luck % self.shop.horizon
+        self._slots = slots._replace(arrival=first_N, luck=luck_N)
+        self._next = self._next + (self.num_envs - used)
+        self._drawn = len(kept)
+
+    def _upload(self, sessions: Sessions) -> Queue:
+        """Sessions as a queue."""
+        traits, candidate = sessions.traits, sessions.candidate
+        word = self._tensor(sessions.threshold)
+        return Queue(
+            self._tensor(sessions.shopper_id),
+            self._tensor(sessions.state.interest),
+            self._tensor(sessions.state.patience),
+            Traits(*map(self._tensor, traits)),
+            # compiled, a few logarithms a step are all but free; uncompiled, each is a pass
+            (word,) if self.compile else tuple(map(self._tensor, decode_luck(word, xp))),
+            None if candidate is None else self._tensor(candidate),
+        )
 
     def _tensor(self, array: Any) -> Tensor:
         # torch takes over memory only where it may be written
@@ -338,19 +421,20 @@ class RecsysTorchEnv:
         blank = self.shop.blank_memory((self.num_envs,))
         return None if blank is None else Memory(*map(self._tensor, blank))
 
-    def _observe(self, queue: Sessions, slots: Slots) -> Tensor:
+    def _observe(self, queue: Queue, slots: Slots) -> Tensor:
         candidate_N = self._candidate(queue, slots)
         observation: Tensor = self.shop.observe(
             xp, self.lenses, slots.state, slots.traits, slots.memory, candidate_N
         )
         return observation
 
-    def _candidate(self, queue: Sessions, slots: Slots) -> Tensor | None:
+    def _candidate(self, queue: Queue, slots: Slots) -> Tensor | None:
         """What has arrived at the gate (N,); None where there is no gate."""
         if queue.candidate is None:
             return None
-        time_N = slots.time.clamp(max=self.shop.horizon - 1)
-        candidate_N: Tensor = queue.candidate[slots.row, time_N]
+        # whose session is over has none, and what is seen of her tells none
+        last = queue.candidate.numel() - 1
+        candidate_N: Tensor = torch.take(queue.candidate, slots.luck.clamp(max=last))
         return candidate_N
 
     def _met(self) -> Slots:
@@ -366,14 +450,15 @@ class RecsysTorchEnv:
             raise UsageError(
                 f"actions must be of shape ({self.num_envs},), got {tuple(action_N.shape)}"
             )
-        whole_N = action_N.to(torch.int64)
-        valid = ((whole_N >= 0) & (whole_N < self.shop.num_actions)).all()
+        return action_N.to(torch.int64)
+
+    def _check(self, valid: Tensor) -> None:
+        """Refuse a step with an action that there is not."""
         if self.device.type == "cpu":
             if not valid:
                 raise self.shop.misstep("an action")
         else:
             torch._assert_async(valid)
-        return whole_N
 
 
 class RecsysGateTorchEnv(RecsysTorchEnv):
@@ -382,34 +467,33 @@ class RecsysGateTorchEnv(RecsysTorchEnv):
     shop_class: ClassVar[type[Shop]] = GateShop
 
 
-def _map(session: Sessions, function: Any) -> Sessions:
-    return Sessions(
-        function(session.shopper_id),
-        State(*map(function, session.state)),
-        Traits(*map(function, session.traits)),
-        function(session.threshold),
-        function(session.drift_row),
-        function(session.first_observation),
-        None if session.candidate is None else function(session.candidate),
+def _map(queue: Queue, function: Any) -> Queue:
+    return Queue(
+        function(queue.shopper_id),
+        function(queue.interest),
+        function(queue.patience),
+        Traits(*map(function, queue.traits)),
+        tuple(map(function, queue.luck)),
+        None if queue.candidate is None else function(queue.candidate),
     )
 
 
-def _zip(first: Sessions, second: Sessions, function: Any) -> Sessions:
-    return Sessions(
-        function(first.shopper_id, second.shopper_id),
-        State(*map(function, first.state, second.state)),
-        Traits(*map(function, first.traits, second.traits)),
-        function(first.threshold, second.threshold),
-        function(first.drift_row, second.drift_row),
-        function(first.first_observation, second.first_observation),
-        None if first.candidate is None else function(first.candidate, second.candidate),
-    )
+def _row(queue: Queue, arrival: Tensor) -> Tensor:
+    """Where in the ring those of these arrivals stand; its size is a power of two."""
+    return arrival & (len(queue.shopper_id) - 1)
+
+
+def _leaves(queue: Queue) -> list[Tensor]:
+    leaves = [queue.shopper_id, queue.interest, queue.patience, *queue.traits, *queue.luck]
+    return leaves if queue.candidate is None else [*leaves, queue.candidate]
 
 
 def _plain(leaf: Any) -> Any:
     """Named tuples as dictionaries."""
     if isinstance(leaf, tuple) and hasattr(leaf, "_asdict"):
         return {k: _plain(v) for k, v in leaf._asdict().items() if v is not None}
+    if isinstance(leaf, tuple):
+        return {str(place): part for place, part in enumerate(leaf)}
     return leaf
 
 
@@ -417,34 +501,44 @@ def _filled(like: Any, kept: Any, tensor: Callable[[Any], Tensor]) -> Any:
     """A named tuple such as ``like`` from dictionaries of tensors."""
     if like is None:
         return None
+    if isinstance(like, tuple) and not hasattr(like, "_fields"):
+        return tuple(tensor(kept[str(place)]) for place in range(len(like)))
     if not hasattr(like, "_fields"):
         return tensor(kept)
     values = (_filled(getattr(like, name), kept.get(name), tensor) for name in like._fields)
     return type(like)(*values)
 
 
-def _check_like(name: str, kept: Any, like: Any, num_envs: int) -> None:
-    """Refuse what has other parts or sizes; a queue may be of any length."""
+def _check_like(name: str, kept: Any, like: Any) -> None:
+    """Refuse what has other parts or sizes."""
     if isinstance(like, dict):
         if set(kept) != set(like):
             raise ValueError(f"its {name} has other parts")
         for part in like:
-            _check_like(part, kept[part], like[part], num_envs)
-    elif tuple(kept.shape[1:]) != tuple(like.shape[1:]) or len(kept) < num_envs:
+            _check_like(part, kept[part], like[part])
+    elif tuple(kept.shape) != tuple(like.shape):
         raise ValueError(f"its {name} is of another size")
 
 
-def _either(mask_N: Tensor, new: Slots, old: Slots) -> Slots:
-    """The new shoppers where the mask is set, the old ones elsewhere."""
+def _either(choice_N: Tensor, new: Slots, old: Slots) -> Slots:
+    """The new shoppers where the choice is 1, the old ones where it is 0.
+
+    It is a number, as inductor loads and spreads numbers far faster than bools.
+    """
+    new_N = choice_N > 0
 
     def chosen(one: Any, other: Any) -> Any:
         if isinstance(one, Tensor):
-            return _where(mask_N, one, other)
+            return _chosen(choice_N, new_N, one, other)
         return None if one is None else type(one)(*map(chosen, one, other))
 
     slots: Slots = chosen(new, old)
     return slots
 
 
-def _where(mask_N: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(mask_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def _chosen(choice_N: Tensor, new_N: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    ones = [1] * (new.ndim - 1)
+    if ones and new.is_floating_point() and torch.compiler.is_compiling():
+        share = choice_N.reshape(-1, *ones).to(new.dtype)
+        return share * new + (1.0 - share) * old
+    return torch.where(new_N.reshape(-1, *ones) if ones else new_N, new, old)

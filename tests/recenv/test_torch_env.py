@@ -176,6 +176,35 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(observation: str) -> None:
         RecsysTorchEnv(N + 60, **LIVELY).restore(kept)
 
 
+@pytest.mark.parametrize("churn_base", [-2.5, -0.5], ids=["round", "past one who stays"])
+def test_the_ring_of_newcomers_is_written_over_those_who_left_alone(
+    churn_base: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, closed = 64, []
+    close_ranks = RecsysTorchEnv._close_ranks
+
+    def watched(env: RecsysTorchEnv, used: int) -> None:
+        closed.append(used)
+        close_ranks(env, used)
+
+    monkeypatch.setattr(RecsysTorchEnv, "_close_ranks", watched)
+    keywords = LIVELY | {"horizon": 24, "churn_base": churn_base}
+    vector, tensors = RecsysVectorEnv(n, **keywords), RecsysTorchEnv(n, **keywords)
+    vector.reset(seed=4)
+    tensors.reset(seed=4)
+    size, rng, sessions = len(tensors._queue.shopper_id), np.random.default_rng(0), 0
+    for _ in range(250):
+        item_N = rng.integers(12, size=n)
+        seen, _, over_N, _, info = vector.step(item_N)
+        other, *_, told = tensors.step(torch.as_tensor(item_N))
+        np.testing.assert_array_equal(told["event"], info.get("final_info", info)["event"])
+        np.testing.assert_array_equal(tensors.shopper_id_N, vector.shopper_id_N)
+        np.testing.assert_allclose(other, seen, rtol=1e-4, atol=2e-5)
+        sessions += int(over_N.sum())
+    assert sessions > 3 * size
+    assert bool(closed) == (churn_base > -1)
+
+
 def test_no_step_waits_for_the_device() -> None:
     """Nothing is read on the host but the count of newcomers, every fourth step at most and
     as it was a step ago."""
@@ -191,7 +220,7 @@ def test_no_step_waits_for_the_device() -> None:
                 asked.append(t)
             return func(*args, **(kwargs or {}))
 
-    env._validate = lambda actions: actions  # type: ignore[method-assign] # waits on the cpu alone
+    env._check = lambda valid: None  # type: ignore[method-assign] # waits on the cpu alone
     counted = None
     with Watch():
         for t in range(100):
@@ -201,7 +230,7 @@ def test_no_step_waits_for_the_device() -> None:
                 assert counted is not before  # a step old: the device is done with it
             counted = before
     assert asked
-    assert min(b - a for a, b in pairwise(asked)) >= RESERVE // 2
+    assert min(b - a for a, b in pairwise(dict.fromkeys(asked))) >= RESERVE // 2
 
 
 @pytest.mark.slow
