@@ -358,7 +358,7 @@ def draw_recovery(axis: Any, found: list[Told], measured: str) -> None:
     axis.set_xlabel("interactions that are read, H")
     axis.set_ylabel("held-out R2" if measured == "r2" else "mean cosine")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.95))
 
 
 DEFAULTS: dict[str, Any] = {

@@ -41,7 +41,7 @@ SECRETS = {
 
 
 def test_only_references_read_what_is_secret():
-    """No agent but the oracles looks at the true state or at the items' secrets."""
+    """No agent but the oracles, and the filter that bounds all others, knows the shop's secrets."""
     root = Path(agents.__file__).parent
     readers = {
         file.relative_to(root).as_posix()
@@ -51,7 +51,11 @@ def test_only_references_read_what_is_secret():
         and node.attr in SECRETS
         and "bit_generator" not in ast.unparse(node)  # whose state is no shopper's
     }
-    assert readers == {"references.py", "planning.py"}
+    assert readers == {"references.py", "planning.py", "interest/filter.py"}
+    # and the filter knows the law alone, not the shopper
+    source = ast.parse((root / "interest" / "filter.py").read_text())
+    read = {node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute)}
+    assert not read & {"state", "clientele"}
 
 
 # --- random --------------------------------------------------------------------------
