@@ -73,7 +73,7 @@ class Agent(Resumable, ABC):
     # Whether it can also rank candidates that are other items each time (RecsysRetrieve-v0).
     ranks: ClassVar[bool] = False
     # The parts of ``describe`` that must be the same in every shop that it acts in.
-    fits: ClassVar[tuple[str, ...]] = ()
+    fits: tuple[str, ...] = ()
     progress: ClassVar[tuple[str, ...]] = ("rng", "timesteps", "meter")
 
     def __init__(self, *, seed: int = 0, device: str = "auto", num_envs: int = 512):

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 
 from agents.base import MANY, POSITIVE, Bounds, rows_in_memory
 from agents.checkpoint import freeze, thaw
@@ -34,7 +37,7 @@ HYPERPARAMETERS: Bounds = {
 REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-class PerShopper:
+class PerShopper(OffPolicyAlgorithm):
     """Mixed into DQN it explores for each shopper by herself.
 
     stable-baselines3 draws once for the whole batch, so that all shoppers explore or none.
@@ -42,7 +45,6 @@ class PerShopper:
 
     policy: Any
     action_space: Any
-    seed: int | None
     exploration_rate: float
 
     def _setup_model(self) -> None:
@@ -91,7 +93,8 @@ class DQNAgent(SB3Agent):
     """
 
     name: ClassVar[str] = "dqn"
-    algorithm, tower_policy = PerShopperDQN, TwoTowerQPolicy
+    algorithm: type[PerShopper] = PerShopperDQN
+    tower_policy: ClassVar[type[BasePolicy]] = TwoTowerQPolicy
     counters = (*SB3Agent.counters, "_n_calls", "exploration_rate")
     bounds = SB3Agent.bounds | HYPERPARAMETERS | {"warm_epsilon": (0.0, 1.0)}
 
@@ -120,6 +123,12 @@ class DQNAgent(SB3Agent):
         self.given = {name: given[name] for name in HYPERPARAMETERS}
         self.check(**self.given)
 
+    @property
+    def model(self) -> PerShopper:
+        model = super().model
+        assert isinstance(model, PerShopper)
+        return model
+
     def hyperparameters(self) -> dict[str, Any]:
         # a transition holds two observations of float32
         most = rows_in_memory(8 * self.seen_size)
@@ -132,14 +141,16 @@ class DQNAgent(SB3Agent):
         self.net_arch = [scorer.hidden]
 
     def take_over(self, scorer: Scorer, model: BaseAlgorithm) -> None:
+        assert isinstance(model, PerShopperDQN)
         # a reward is 2 p - 1, and p rises by at most a quarter of what the log odds do
         worth = self.reward_scale * 2.0 / 4.0
         network = model.policy.q_net
         take_over(scorer, network.body[0], network.head, worth)
         model.policy.q_net_target.load_state_dict(network.state_dict())
+        model.critic_first = self.critic_first
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = self.model.q_net(observation)
+        values: torch.Tensor = self.model.policy.q_net(observation)
         return values
 
     @property
@@ -150,14 +161,22 @@ class DQNAgent(SB3Agent):
         model = self.model
         begins = model.num_timesteps < model.learning_starts
         share = 1.0 if begins else float(model.exploration_rate)
+        assert model._last_obs is not None
         best_N, _ = model.predict(model._last_obs, deterministic=True)
-        return share / self.num_actions + (1.0 - share) * (best_N == item_N)
+        share_N: np.ndarray = share / self.num_actions + (1.0 - share) * (best_N == item_N)
+        return share_N
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | self.given | {"warm_epsilon": self.warm_epsilon}
 
-    def checkpoint(self) -> dict[str, Any]:
+    @property
+    def _replay(self) -> ReplayBuffer:
         buffer = self.model.replay_buffer
+        assert buffer is not None
+        return buffer
+
+    def checkpoint(self) -> dict[str, Any]:
+        buffer = self._replay
         rows = buffer.buffer_size if buffer.full else buffer.pos
         own = {
             "explorer": freeze(self.model._explorer),
@@ -169,7 +188,7 @@ class DQNAgent(SB3Agent):
 
     def _prepare(self, kept: dict[str, Any]) -> None:
         super()._prepare(kept)
-        buffer = self.model.replay_buffer
+        buffer = self._replay
         thaw(kept.pop("explorer"), self.model._explorer)
         buffer.pos, buffer.full = kept.pop("position"), kept.pop("full")
         for name, rows in kept.pop("replay").items():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.ppo import CriticFirst, PPOAgent, Shortcut
@@ -69,8 +70,9 @@ class MaskablePPOAgent(PPOAgent):
     """
 
     name: ClassVar[str] = "maskable_ppo"
-    algorithm = InStockPPO
-    policy, tower_policy = MaskableShortcutPolicy, MaskableTowerPolicy
+    algorithm: type[CriticFirst] = InStockPPO
+    policy: ClassVar[type[BasePolicy]] = MaskableShortcutPolicy
+    tower_policy: ClassVar[type[BasePolicy]] = MaskableTowerPolicy
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
@@ -78,9 +80,9 @@ class MaskablePPOAgent(PPOAgent):
             raise UsageError("agent.backend is for ppo: leave it out")
 
     def _draw(self, batch: np.ndarray) -> np.ndarray:
-        masks = self.open_actions(len(batch))
-        item_N: np.ndarray = self.model.predict(batch, deterministic=False, action_masks=masks)[0]
-        return item_N
+        model, masks = self.model, self.open_actions(len(batch))
+        assert isinstance(model, InStockPPO)
+        return model.predict(batch, deterministic=False, action_masks=masks)[0]
 
     def settings(self) -> dict[str, Any]:
         return {name: value for name, value in super().settings().items() if name != "backend"}

@@ -46,6 +46,7 @@ class DeviceRollout:
         done_TN: Tensor,
         value_TN: Tensor,
         log_share_TN: Tensor,
+        *,
         last_N: Tensor,
         gamma: float,
         gae_lambda: float,
@@ -113,6 +114,9 @@ class OnDevice(OnPolicyAlgorithm):
     on the host is copied once a rollout.
     """
 
+    rollout_buffer: Any
+    _last_obs: Any  # a tensor
+
     def _setup_model(self) -> None:
         super()._setup_model()
         self.rollout_buffer = None  # its own is numpy's
@@ -143,13 +147,16 @@ class OnDevice(OnPolicyAlgorithm):
         with torch.no_grad():
             last_N = self.policy.predict_values(seen_NS)[:, 0]
         rollout = map(torch.stack, zip(*steps, strict=True))
-        self.rollout_buffer = DeviceRollout(*rollout, last_N, self.gamma, self.gae_lambda)
+        self.rollout_buffer = DeviceRollout(
+            *rollout, last_N=last_N, gamma=self.gamma, gae_lambda=self.gae_lambda
+        )
         self._count_sessions(env, torch.stack(earned), torch.stack([step[3] for step in steps]))
         callback.on_rollout_end()
         return True
 
     def _count_sessions(self, env: Any, reward_TN: Tensor, done_TN: Tensor) -> None:
         """Tell the meter and the log of the sessions that ended."""
+        assert self.ep_info_buffer is not None
         for reward_N, done_N in zip(reward_TN.cpu().numpy(), done_TN.cpu().numpy(), strict=True):
             _, return_n, length_n = env.meter.add(reward_N, done_N)
             self.ep_info_buffer.extend(

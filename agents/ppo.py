@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from agents.base import MANY, POSITIVE, Bounds, draw
@@ -45,7 +47,7 @@ class ShortcutExtractor(nn.Module):
             the networks see; None: all is.
     """
 
-    def __init__(self, networks: nn.Module, size: int, shopper_size: int | None = None):
+    def __init__(self, networks: MlpExtractor, size: int, shopper_size: int | None = None):
         super().__init__()
         self.networks = networks
         self.shopper_size = shopper_size or size
@@ -63,14 +65,14 @@ class ShortcutExtractor(nn.Module):
     def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
         """(N, S) -> (N, hidden)."""
         seen = observation[:, : self.shopper_size]
-        hidden: torch.Tensor = self.networks.forward_critic(seen)
-        return hidden
+        return self.networks.forward_critic(seen)
 
 
 class Shortcut:
     """Mixed into a policy it has a ``ShortcutExtractor``."""
 
     features_dim: int
+    mlp_extractor: Any
 
     def __init__(self, *args: Any, shopper_size: int | None = None, **settings: Any):
         self._shopper_size = shopper_size
@@ -78,7 +80,7 @@ class Shortcut:
 
     def _build_mlp_extractor(self) -> None:
         whole, self.features_dim = self.features_dim, self._shopper_size or self.features_dim
-        super()._build_mlp_extractor()
+        super()._build_mlp_extractor()  # type: ignore[misc] # a policy has one
         self.features_dim = whole
         self.mlp_extractor = ShortcutExtractor(self.mlp_extractor, whole, self._shopper_size)
 
@@ -91,7 +93,7 @@ class TowerPolicy(TowerActor, ShortcutPolicy):
     """The same with an item-conditioned head."""
 
 
-class CriticFirst:
+class CriticFirst(OnPolicyAlgorithm):
     """Mixed into PPO it leaves the actor as it is for the first ``critic_first`` steps.
 
     An actor that begins well would be led astray by the advantages of a critic that has
@@ -100,7 +102,6 @@ class CriticFirst:
 
     critic_first = 0
     policy: Any
-    num_timesteps: int
 
     def train(self) -> None:
         networks = self.policy.mlp_extractor.networks
@@ -131,7 +132,9 @@ class PPOAgent(SB3Agent):
     """
 
     name: ClassVar[str] = "ppo"
-    algorithm, policy, tower_policy = CriticFirstPPO, ShortcutPolicy, TowerPolicy
+    algorithm: type[CriticFirst] = CriticFirstPPO
+    policy: ClassVar[type[BasePolicy]] = ShortcutPolicy
+    tower_policy: ClassVar[type[BasePolicy]] = TowerPolicy
     bounds = (
         SB3Agent.bounds
         | HYPERPARAMETERS
@@ -178,6 +181,12 @@ class PPOAgent(SB3Agent):
                 f"= {rollout} recommendations for each: choose fewer"
             )
 
+    @property
+    def model(self) -> CriticFirst:
+        model = super().model
+        assert isinstance(model, CriticFirst)
+        return model
+
     def hyperparameters(self) -> dict[str, Any]:
         batch_size = self.num_envs * self.given["n_steps"] // self.minibatches
         return self.given | {"batch_size": batch_size}
@@ -205,6 +214,7 @@ class PPOAgent(SB3Agent):
         assert isinstance(model, CriticFirst)
         hidden = model.policy.mlp_extractor.networks.policy_net[0]
         take_over(scorer, hidden, model.policy.action_net, 1.0 / self.temperature)
+        model.critic_first = self.critic_first
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
         # not from the policy's distribution, whose checks cost more than the network
@@ -218,7 +228,8 @@ class PPOAgent(SB3Agent):
         return self.num_envs * int(self.given["n_steps"])
 
     def propensity(self, item_N: np.ndarray) -> np.ndarray:
-        own_NI = softmax(self._score(self.model._last_obs))
+        seen: Any = self.model._last_obs
+        own_NI = softmax(self._score(seen))
         return np.take_along_axis(own_NI, item_N[:, None], axis=1)[:, 0]
 
     def _serve_drawn(

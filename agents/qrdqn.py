@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from agents.dqn import DQNAgent, PerShopper
-from agents.towers import MakeHead
+from agents.towers import MakeHead, TwoTowerHead
 from recenv.errors import MissingExtra, UsageError
 
 try:
@@ -55,8 +55,9 @@ class TowerQuantiles(QuantileNetwork):
         hidden = net_arch[-1] if net_arch else features_dim
         self.body = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
         self.values = nn.Linear(hidden, n_quantiles)
-        self.head = make_head(hidden + features_dim)
-        query = self.head.query
+        head = make_head(hidden + features_dim)
+        assert isinstance(head, TwoTowerHead)
+        self.head, query = head, head.query
         # what a quantile has of its own; what they share is the head's own query
         self.queries = nn.Linear(query.in_features, n_quantiles * query.out_features)
         nn.init.normal_(self.queries.weight, std=1e-3)
@@ -70,7 +71,7 @@ class TowerQuantiles(QuantileNetwork):
         tower_IW = self.head.items()
         query_NW = self.head.query(state)
         query_NQW = query_NW[:, None] + self.queries(state).view(len(state), self.n_quantiles, -1)
-        quantile_NQI = query_NQW @ tower_IW[:, :-1].T + tower_IW[:, -1]
+        quantile_NQI: torch.Tensor = query_NQW @ tower_IW[:, :-1].T + tower_IW[:, -1]
         quantile_NQI = quantile_NQI + self.values(hidden)[:, :, None]
         return quantile_NQI
 
@@ -95,7 +96,8 @@ class QRDQNAgent(DQNAgent):
     """
 
     name: ClassVar[str] = "qrdqn"
-    algorithm, tower_policy = PerShopperQRDQN, TowerQuantilePolicy
+    algorithm: type[PerShopper] = PerShopperQRDQN
+    tower_policy: ClassVar[type[BasePolicy]] = TowerQuantilePolicy
     candidate_head: ClassVar[bool] = False
     bounds = DQNAgent.bounds | {"quantiles": (1, 10_000)}
 
@@ -115,7 +117,7 @@ class QRDQNAgent(DQNAgent):
         return super()._policy_keywords() | optimiser | {"n_quantiles": self.quantiles}
 
     def score_tensor(self, observation: torch.Tensor) -> torch.Tensor:
-        quantile_NQI: torch.Tensor = self.model.quantile_net(observation)
+        quantile_NQI: torch.Tensor = self.model.policy.quantile_net(observation)
         return quantile_NQI.mean(dim=1)
 
     def settings(self) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class SB3Agent(Agent):
     """
 
     progress = (*Agent.progress, "_played")
-    algorithm: ClassVar[type[BaseAlgorithm]]
+    algorithm: type[BaseAlgorithm]
     # the attributes of an algorithm that change while it learns
     counters: ClassVar[tuple[str, ...]] = (
         "num_timesteps",
@@ -303,7 +303,6 @@ class SB3Agent(Agent):
         self.fit_to(scorer)
         model = self._make()
         self.take_over(scorer, model)
-        model.critic_first = self.critic_first
         return model
 
     @abstractmethod
@@ -312,7 +311,7 @@ class SB3Agent(Agent):
 
     @abstractmethod
     def take_over(self, scorer: Scorer, model: BaseAlgorithm) -> None:
-        """Put the scorer's towers into the policy."""
+        """Put the scorer's towers into the policy, and let the critic learn first."""
 
     def _shelf(self) -> Shelf:
         """The items of the bound shop, described as where the agent was made."""

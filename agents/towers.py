@@ -177,7 +177,8 @@ class CandidateHead(nn.Module):
         weight_WG, bias_W = self.feature.weight, self.feature.bias
         look_NG = torch.addmm(weight_WG[-1], query_NW, weight_WG[:-1])
         offset_N1 = query_NW @ bias_W[:-1, None] + bias_W[-1]
-        return torch.bmm(told_NKG, look_NG[:, :, None])[:, :, 0] + offset_N1
+        score_NK: Tensor = torch.bmm(told_NKG, look_NG[:, :, None])[:, :, 0] + offset_N1
+        return score_NK
 
 
 # Makes a head for states of a size.
@@ -231,6 +232,7 @@ class TowerActor:
     """Mixed into a policy of stable-baselines3 it gives the actor a ``TwoTowerHead``."""
 
     softmax: ClassVar[type[LeanCategorical]] = LeanCategorical
+    action_dist: Any
     action_net: Any
     action_space: Any
 
@@ -240,7 +242,7 @@ class TowerActor:
 
     def _build(self, lr_schedule: Any) -> None:
         self.action_dist = self.softmax(int(self.action_space.n), self._make_head)
-        super()._build(lr_schedule)
+        super()._build(lr_schedule)  # type: ignore[misc] # a policy has one
         self.action_net.start()  # what was built has the library's initial weights
 
 
@@ -289,7 +291,7 @@ class TwoTowerQPolicy(DQNPolicy):
     def __init__(
         self, *args: Any, make_head: MakeHead, shopper_size: int | None = None, **settings: Any
     ):
-        self._head = {"make_head": make_head, "shopper_size": shopper_size}
+        self._head: dict[str, Any] = {"make_head": make_head, "shopper_size": shopper_size}
         super().__init__(*args, **settings)
 
     def make_q_net(self) -> QNetwork:

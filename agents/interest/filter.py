@@ -50,7 +50,8 @@ class Belief(NamedTuple):
     @property
     def interest_ND(self) -> np.ndarray:
         """Her expected interest, the shorter the less is known."""
-        return np.einsum("np,npd->nd", self.share_NP, self.interest_NPD)
+        interest_ND: np.ndarray = np.einsum("np,npd->nd", self.share_NP, self.interest_NPD)
+        return interest_ND
 
 
 class BayesFilter:
@@ -111,7 +112,8 @@ class BayesFilter:
             physics.sigmoid(xp, utility_NP + cut[event_N][several])
             for cut in (self._high, self._low)
         )
-        return np.maximum(upper_NP - lower_NP, 1e-9)
+        likely_NP: np.ndarray = upper_NP - lower_NP
+        return likely_NP.clip(min=1e-9)
 
     def _changed(
         self, belief: Belief, items: physics.Items, bought_N: np.ndarray, rng: np.random.Generator

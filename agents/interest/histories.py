@@ -72,7 +72,7 @@ class Histories:
         s, t = self.items_ST.shape
         if steps >= t:
             return self
-        first_S = rng.integers(steps, size=s)
+        first_S = rng.integers(steps, size=len(self))
         pieces = -(-(t + steps - 1) // steps)
         step_SPt = np.arange(pieces * steps).reshape(1, pieces, steps) - first_S[:, None, None]
         inside = (step_SPt >= 0) & (step_SPt < t)
@@ -95,9 +95,10 @@ class Histories:
         if self.interest_STD is not None and other.interest_STD is not None:
             truths = [part.interest_STD for part in both if part.interest_STD is not None]
             truth = np.concatenate(truths)
-        return Histories(
-            *(np.concatenate([getattr(part, name) for part in both]) for name in NAMES), truth
+        items, events, shopper = (
+            np.concatenate([getattr(part, name) for part in both]) for name in NAMES
         )
+        return Histories(items, events, shopper, truth)
 
 
 NAMES = ("items_ST", "events_ST", "shopper_S")

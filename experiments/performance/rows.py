@@ -159,20 +159,24 @@ def retrieval(bench: Bench) -> Iterator[Result]:
     """Candidates of a large catalogue: what their search costs, and what it leaves of learning."""
     sizes = bench.sizes
     many, few = sizes.many_items, int(EVERYTHING_ON["num_items"])
-    shops = [group_defaults("env", "retrieve") | {"num_items": items} for items in (many, few)]
-    shape = f"env=retrieve, {shops[0]['candidates']} candidates"
+    default = group_defaults("env", "retrieve")
+    larger, smaller = (default | {"num_items": items} for items in (many, few))
+    shape = f"env=retrieve, {default['candidates']} candidates"
     yield bench.compare(
         "retrieval_step",
         f"vector env of {sizes.num_envs:,}: {shape} of I={many:,}",
         f"of I={few:,}",
-        tuple(stepped(make_env(shop, sizes.num_envs), sizes.retrieve_steps) for shop in shops),
+        (
+            stepped(make_env(larger, sizes.num_envs), sizes.retrieve_steps),
+            stepped(make_env(smaller, sizes.num_envs), sizes.retrieve_steps),
+        ),
         sizes.train_rounds,
     )
     yield bench.compare(
         "retrieval_training",
         f"training of agent=ppo: {shape} of I={many:,}, cpu, one thread",
         f"of I={few:,}",
-        tuple(agent_side("ppo", sizes, shop) for shop in shops),
+        (agent_side("ppo", sizes, larger), agent_side("ppo", sizes, smaller)),
         sizes.train_rounds,
         floor=0.5,
     )

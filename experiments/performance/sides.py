@@ -31,8 +31,7 @@ FEATURES = 16  # of the bandits' shoppers, and of the shared model's items
 
 def vector_side(env_id: str, num_envs: int, steps: int, **keywords: Any) -> Side:
     """Random actions in a native vector env, restarted by itself."""
-    native = {"vectorization_mode": "vector_entry_point"}
-    return stepped(gym.make_vec(env_id, num_envs, **native, **keywords), steps)
+    return stepped(gym.make_vec(env_id, num_envs, "vector_entry_point", **keywords), steps)
 
 
 def stepped(env: gym.vector.VectorEnv, steps: int) -> Side:

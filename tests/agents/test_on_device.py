@@ -41,9 +41,9 @@ def test_advantages_are_those_of_stable_baselines3() -> None:
         done_TN,
         value_TN,
         torch.zeros(steps, n),
-        last_N,
-        gamma,
-        gae_lambda,
+        last_N=last_N,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
     )
     np.testing.assert_allclose(ours.returns, theirs.returns, rtol=1e-5, atol=1e-6)
     rows = next(ours.get(steps * n))
@@ -54,9 +54,8 @@ def test_advantages_are_those_of_stable_baselines3() -> None:
 
 def test_every_row_is_in_one_minibatch() -> None:
     index_TN = torch.arange(12.0).reshape(4, 3)
-    rollout = DeviceRollout(
-        index_TN[..., None], index_TN, index_TN, index_TN < 0, index_TN, index_TN, index_TN[0], 1, 1
-    )
+    columns = (index_TN[..., None], index_TN, index_TN, index_TN < 0, index_TN, index_TN)
+    rollout = DeviceRollout(*columns, last_N=index_TN[0], gamma=1, gae_lambda=1)
     parts = list(rollout.get(5))
     assert [len(part.actions) for part in parts] == [5, 5, 2]
     assert sorted(torch.cat([part.actions for part in parts]).tolist()) == list(range(12))
