@@ -26,6 +26,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ SCENARIOS = ("static", "full")
 ITEMS, STEPS = 2_000, 500_000  # of heads and unseen
 KNOWN = ITEMS * 9 // 10
 SIGNALS = {"1": 1.0, "default": None}  # feature_signal
+IDS = ("true", "false")  # agent.item_ids
 WARM_ITEMS, WARM_STEPS, SCORER_STEPS = 1_000, 400_000, 10_240
 SCORER = "agent.gradient_steps=10"  # it learns from little, so it looks at it often
 TEMPERATURE = {"static": 0.5, "full": 2.0}  # greedy is right in one, and wrong in the other
@@ -202,14 +204,14 @@ def unseen(asked: Asked) -> Iterator[str]:
         "Mean over training seeds; the ratio is that of new to as many known items.\n"
     )
     yield (
-        "| feature_signal | seeds | new items | as many known | all known | a random new item | "
-        "ratio |"
+        "| feature_signal | item_ids | seeds | new items | as many known | all known | "
+        "a random new item | ratio |"
     )
-    yield "|---|---|---|---|---|---|---|"
-    for name, signal in SIGNALS.items():
+    yield "|---|---|---|---|---|---|---|---|"
+    for (name, signal), ids in product(SIGNALS.items(), IDS):
         path = world_file(asked, signal)
         words = [f'env.world="{path}"', f"env.num_items={KNOWN}", "env.scenario=static"]
-        words += [f"total_timesteps={STEPS}", "agent.head=two_tower"]
+        words += [f"total_timesteps={STEPS}", "agent.head=two_tower", f"agent.item_ids={ids}"]
         found = [asked.finished([*words, f"seed={seed}"], "end") for seed in asked.seeds["unseen"]]
         every = [lost(directory, path) for directory in found if directory]
         if every:
@@ -219,7 +221,7 @@ def unseen(asked: Asked) -> Iterator[str]:
             ]
             ratio = estimate([one.unseen / one.alike for one in every], mean)
             cells = " | ".join(f"{column.value:.3f}" for column in columns)
-            yield f"| {name} | {len(every)} | {cells} | {told(ratio, '.2f')} |"
+            yield f"| {name} | {ids} | {len(every)} | {cells} | {told(ratio, '.2f')} |"
 
 
 # warm
