@@ -417,7 +417,7 @@ class SB3Agent(Agent):
         if self._made_in is not self.env:  # it was made elsewhere: to evaluate, or to load
             policy = model.policy.state_dict()
             model = self._model = self._make()
-            model.policy.load_state_dict(restock(policy, model.policy.state_dict()))
+            model.policy.load_state_dict(restock(policy, model.policy))
         # its own default writes to a new directory in /tmp
         model.set_logger(self.logger or Logger(None, []))
         begins = self._begins()
@@ -535,7 +535,7 @@ class SB3Agent(Agent):
         policy = self.model.policy
         state = read_tensors(directory / "policy.safetensors", self._torch)
         own = policy.state_dict()
-        policy.load_state_dict(fitting(restock(state, own), own))
+        policy.load_state_dict(fitting(restock(state, policy), own))
 
 
 class _Forward(BaseCallback):

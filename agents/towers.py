@@ -3,7 +3,8 @@
 A flat head has a column of weights for every item, and learns of an item only from what was
 recommended of it. Here all items share one tower over their public features. What features do
 not tell is an embedding of the item's own, which begins at zero, so that an item that was never
-recommended is judged by its features alone.
+recommended is judged by its features alone. An item that enters a trained agent's catalogue is,
+too: its own embedding is what features tell of the embeddings that were learned.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MANY_ITEMS = 1_000
 # Spread of the initial weights: a query begins small, so that all items begin almost alike; a
 # tower does not, because a query learns only from what the towers tell apart.
 QUERY_GAIN, TOWER_STD = 0.1, 0.3
+RIDGE = 1.0  # items of mean weight that the penalty on the map for new items is worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,21 +75,21 @@ class ItemTower(nn.Module):
         self.own = nn.Parameter(torch.zeros(items, width + 1)) if ids else None
         self.register_buffer("key_I", torch.as_tensor(shelf.key_I))
         self.register_buffer("feature_IF", torch.as_tensor(shelf.feature_IF), persistent=False)
-        self._row_I: Tensor | None = None
+        self._own_IW: Tensor | None = None  # in another catalogue than it learned with
 
     def forward(self) -> Tensor:
         tower_IW: Tensor = self.feature(self.feature_IF)
         if self.own is None:
             return tower_IW
-        if self._row_I is None:
-            return tower_IW + self.own
-        return tower_IW + rows(self.own, self._row_I)
+        return tower_IW + (self.own if self._own_IW is None else self._own_IW)
 
     def show(self, shelf: Shelf) -> None:
         """Recommend from these items from now on; those that it never met have only features."""
         key_I = torch.as_tensor(shelf.key_I, device=self.key_I.device)
         self.feature_IF = torch.as_tensor(shelf.feature_IF, device=self.key_I.device)
-        self._row_I = None if torch.equal(key_I, self.key_I) else find(key_I, self.key_I)
+        self._own_IW = None
+        if self.own is not None and not torch.equal(key_I, self.key_I):
+            self._own_IW = entered(self.own, find(key_I, self.key_I), self.feature_IF)
 
 
 def find(key_I: Tensor, among: Tensor) -> Tensor:
@@ -103,14 +105,37 @@ def rows(table: Tensor, row_I: Tensor) -> Tensor:
     return torch.where((row_I >= 0)[:, None], table[row_I], 0.0)
 
 
-def restock(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The saved tensors of a policy, its items' own embeddings in the order of another's items."""
+@torch.no_grad()
+def entered(own: Tensor, row_I: Tensor, feature_IF: Tensor) -> Tensor:
+    """Embeddings (I, W) of a catalogue's items: those of a table, and for what is new (row -1)
+    what features tell of them.
+
+    Some of what features could tell is learned by the embeddings instead, and new items would
+    lack it. So embeddings are regressed on features (Gantner et al. 2010, "Learning
+    attribute-to-feature mappings for cold-start recommendations"), those that learning has
+    moved far, of what was recommended often, counting for more: by their squared length.
+    """
+    own_IW, new_I = rows(own, row_I), row_I < 0
+    weight_I = own_IW.double().square().sum(dim=1)
+    if not new_I.any() or not weight_I.any():
+        return own_IW
+    told_IF = torch.cat([feature_IF, torch.ones_like(feature_IF[:, :1])], dim=1).double()
+    weighted_FI = told_IF.T * (weight_I / weight_I[~new_I].mean())
+    penalty_FF = RIDGE * torch.eye(told_IF.shape[1], dtype=told_IF.dtype, device=own.device)
+    map_FW = torch.linalg.solve(weighted_FI @ told_IF + penalty_FF, weighted_FI @ own_IW.double())
+    return torch.where(new_I[:, None], (told_IF @ map_FW).to(own.dtype), own_IW)
+
+
+def restock(state: dict[str, Tensor], policy: nn.Module) -> dict[str, Tensor]:
+    """The saved tensors of a policy for one that sells other items: theirs are the embeddings."""
     state = dict(state)
-    for name in [name for name in state if name.endswith("items.key_I") and name in like]:
-        own, row_I = name.replace("key_I", "own"), find(like[name], state[name])
-        if own in state:
-            state[own] = rows(state[own], row_I)
-        state[name] = like[name]
+    for name, module in policy.named_modules():
+        key, own = f"{name}.key_I", f"{name}.own"
+        if isinstance(module, ItemTower) and key in state:
+            if own in state:
+                row_I = find(module.key_I, state[key])
+                state[own] = entered(state[own], row_I, module.feature_IF)
+            state[key] = module.key_I
     return state
 
 

@@ -16,7 +16,7 @@ from agents.ppo import PPOAgent, ShortcutPolicy, TowerPolicy
 from agents.qrdqn import QRDQNAgent
 from agents.references import Random
 from agents.rollout import play
-from agents.towers import MANY_ITEMS, ItemTower, LeanCategorical, Shelf, find, rows
+from agents.towers import MANY_ITEMS, ItemTower, LeanCategorical, Shelf, entered, find, rows
 from recenv import world as worlds
 from recenv.errors import UsageError
 
@@ -137,8 +137,10 @@ def test_new_items_enter_a_trained_agents_catalogue(cls, grown, tmp_path):
     np.testing.assert_allclose(loaded.score(observation), entered_NI, rtol=1e-4, atol=1e-5)
     shape = loaded.model.policy.state_dict()
     own = next(value for name, value in shape.items() if name.endswith("items.own"))
-    assert (own[30:] == 0).all()
-    assert (own[:30] != 0).any()
+    features_IF = torch.as_tensor(whole.shop.catalogue.features_IF)
+    row_I = torch.where(torch.arange(40) < 30, torch.arange(40), -1)
+    torch.testing.assert_close(own, entered(own[:30], row_I, features_IF))
+    assert (own[30:] != 0).any()
     loaded.learn(512)  # and it goes on learning there
     assert loaded.score(observation).shape == (32, 40)
     loaded.save(tmp_path / "again")
@@ -200,6 +202,22 @@ def test_items_are_found_by_what_they_are():
     table = torch.arange(60.0).reshape(30, 2)
     assert (rows(table, row_I)[~known] == 0).all()
     torch.testing.assert_close(rows(table, row_I)[known], table[row_I[known]])
+
+
+def test_what_features_tell_of_embeddings_new_items_have_too():
+    """Embeddings that are linear in features are found, and those that learned little ignored."""
+    rng = torch.Generator().manual_seed(0)
+    feature_IF = torch.randn(300, 5, generator=rng)
+    true_IW = feature_IF @ torch.randn(5, 3, generator=rng) + 0.5
+    own = torch.cat([true_IW[:200], 0.01 * torch.randn(50, 3, generator=rng)])
+    row_I = torch.cat([torch.arange(250), torch.full((50,), -1)])
+    found_IW = entered(own, row_I, feature_IF)
+    assert torch.equal(found_IW[:250], own)
+    torch.testing.assert_close(found_IW[250:], true_IW[250:], atol=0.1, rtol=0)
+    nothing = entered(torch.zeros(250, 3), row_I, feature_IF)
+    assert torch.equal(nothing, torch.zeros(300, 3))
+    strangers = entered(own, torch.full((300,), -1), feature_IF)  # none of these was ever sold
+    assert torch.equal(strangers, torch.zeros(300, 3))
 
 
 def test_lean_softmax_is_the_librarys():
