@@ -37,7 +37,7 @@ from array_api_compat import numpy as xp
 from agents.references import MyopicOracle
 from experiments import results
 from experiments.build import configuration, load_agent, make_env
-from experiments.cli import arguments, entry
+from experiments.cli import arguments, entry, numbers
 from experiments.run import run, run_directory
 from experiments.stats import Estimate, bootstrap, interquartile_mean, mean, steps_to
 from recenv import world as worlds
@@ -316,10 +316,11 @@ def main(argv: list[str]) -> None:
             raise unknown("part", part, PARTS)
     if not isinstance(given["draw"], bool):
         raise UsageError(f"draw must be true or false, got {given['draw']!r}")
-    seeds = {part: _numbers(given["seeds"] or SEEDS[part]) for part in PARTS}
+    seeds = {part: numbers("seeds", given["seeds"] or SEEDS[part]) for part in PARTS}
     asked = Asked(seeds, given["draw"], Path(str(given["runs_dir"])))
     torch.set_num_threads(1)
-    command = " ".join(["python -m experiments.towers", *(w for w in argv if w[:4] != "draw")])
+    words = [word for word in argv if not word.startswith(("runs_dir=", "draw=", "out="))]
+    command = " ".join(["python -m experiments.towers", *words])
     lines = [
         "# Large catalogues: two-tower heads, unseen items, warm starts\n",
         f"Made by `{command}`; finished runs are kept, so that it goes on where it was stopped.\n",
@@ -333,13 +334,6 @@ def main(argv: list[str]) -> None:
     target = Path(str(given["out"])) / "towers.md"
     results.write_text(target, "\n".join(lines))
     print(target)
-
-
-def _numbers(text: Any) -> list[int]:
-    try:
-        return [int(word) for word in str(text).split(",")]
-    except ValueError:
-        raise UsageError(f"seeds must be whole numbers separated by commas, got {text!r}") from None
 
 
 if __name__ == "__main__":

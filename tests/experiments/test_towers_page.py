@@ -36,10 +36,11 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
     assert "| static |" not in empty
     drawn = page(tmp_path, "seeds=0,1")
     runs = list(results.find_runs(tmp_path / "runs"))
-    assert len(runs) == 4 + 2 + 6  # heads, unseen, warm
+    assert len(runs) == 4 + 4 + 6  # heads, unseen, warm
     assert all(found.finished for found in runs)
     assert drawn.count("| static | flat | 2 |") == drawn.count("| static | two_tower | 2 |") == 1
-    assert "| 1 | 2 |" in drawn
+    assert "| 1 | true | 2 |" in drawn
+    assert "| 1 | false | 2 |" in drawn
     times = {found.path: (found.path / "summary.json").stat().st_mtime_ns for found in runs}
     assert page(tmp_path, "draw=true", "seeds=0,1") == drawn
     assert page(tmp_path, "seeds=0,1") == drawn
@@ -50,14 +51,15 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
 def test_what_is_lost_among_new_items(tmp_path: Path) -> None:
     asked = towers.Asked({part: [0] for part in towers.PARTS}, False, tmp_path)
     list(towers.unseen(asked))
-    (found,) = results.find_runs(tmp_path)
-    path = towers.world_file(asked, 1.0)
-    of = towers.lost(found, path)
-    assert 0 < of.unseen < 1
-    assert 0 < of.alike < 1
-    # the best of many is better than the best of few, and an agent that has learned nothing loses
-    assert of.known > of.alike
-    assert of.random == pytest.approx(of.unseen, abs=0.3)
+    path, found = towers.world_file(asked, 1.0), list(results.find_runs(tmp_path))
+    assert len(found) == 2  # with embeddings of items and without
+    for each in found:
+        of = towers.lost(each, path)
+        assert 0 < of.unseen < 1
+        assert 0 < of.alike < 1
+        # the best of many is better than that of few, and who has learned nothing loses
+        assert of.known > of.alike
+        assert of.random == pytest.approx(of.unseen, abs=0.3)
 
 
 @pytest.mark.usefixtures("small")
