@@ -206,7 +206,7 @@ def test_the_ring_of_newcomers_is_written_over_those_who_left_alone(
 
 
 def test_no_step_waits_for_the_device() -> None:
-    """Nothing is read on the host but the count of newcomers, every fourth step at most and
+    """Nothing is read on the host but the count of newcomers, every second step at most and
     as it was a step ago."""
     env = made()
     item_N = torch.zeros(N, dtype=torch.int64)
