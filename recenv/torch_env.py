@@ -30,8 +30,7 @@ except ModuleNotFoundError:
 Tensor = torch.Tensor
 OPTIONS = ("first_session_steps",)  # of reset
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-# Newcomers kept on the device, per slot. More are called for when fewer than half are left.
-RESERVE = 4
+SURE_STEPS = 4  # for which newcomers are sure to last once the host has looked
 # Of inductor: all sizes are fixed and every index is in range, so that nothing need be checked.
 UNCHECKED: dict[str, Any] = {
     "size_asserts": False,
@@ -191,7 +190,8 @@ class RecsysTorchEnv:
     def _begin(self) -> None:
         """A new ring, and the first N sessions in it."""
         first = self._upload(self._arrivals.take(self._rng, self.num_envs))
-        size = 2 ** math.ceil(math.log2((2 + RESERVE) * self.num_envs))
+        # those in the shop, those who wait, and room for who comes while somebody stays
+        size = 2 ** math.ceil(math.log2((4 + SURE_STEPS) * self.num_envs))
         self._queue = _map(first, lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])))
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)
         self._drawn = 0
@@ -363,7 +363,7 @@ class RecsysTorchEnv:
         if self.device.type == "cuda":
             self._copied.synchronize()  # of a step ago
         n, (used, oldest) = self.num_envs, map(int, self._counted)
-        while self._drawn - used - n < RESERVE // 2 * n:
+        while self._drawn - used - n < SURE_STEPS * n:
             if self._drawn + n - oldest > len(self._queue.shopper_id):
                 self._close_ranks(used)
                 used, oldest = n, 0

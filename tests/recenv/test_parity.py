@@ -154,7 +154,7 @@ def test_the_torch_env_meets_the_shoppers_of_the_vector_env(
     num_envs: int, observation: str, dtype: str
 ) -> None:
     torch = pytest.importorskip("torch")
-    from recenv.torch_env import RESERVE, RecsysTorchEnv
+    from recenv.torch_env import RecsysTorchEnv
 
     # short sessions at high churn: the reserve of newcomers is filled again and again
     keywords = EVERYTHING | {"observation": observation, "history": 3, "churn_base": -2.0}
@@ -184,7 +184,7 @@ def test_the_torch_env_meets_the_shoppers_of_the_vector_env(
             near(other_info["final_obs"][slot], info["final_obs"][slot])
         sessions += int(terminated_N.sum())
         other_info = {"shopper_id": tensors.shopper_id_N}
-    assert sessions > 3 * RESERVE * num_envs
+    assert sessions > 24 * num_envs
     assert other.dtype == getattr(torch, dtype)
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from recenv.errors import UsageError  # noqa: E402
 from recenv.shop import OBSERVATIONS  # noqa: E402
-from recenv.torch_env import RESERVE, RecsysTorchEnv  # noqa: E402
+from recenv.torch_env import SURE_STEPS, RecsysTorchEnv  # noqa: E402
 from recenv.vector_env import RecsysVectorEnv  # noqa: E402
 
 N = 5
@@ -176,9 +176,11 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(observation: str) -> None:
         RecsysTorchEnv(N + 60, **LIVELY).restore(kept)
 
 
-@pytest.mark.parametrize("churn_base", [-2.5, -0.5], ids=["round", "past one who stays"])
+@pytest.mark.parametrize(
+    ("horizon", "churn_base"), [(8, -2.5), (24, -0.5)], ids=["round", "past one who stays"]
+)
 def test_the_ring_of_newcomers_is_written_over_those_who_left_alone(
-    churn_base: float, monkeypatch: pytest.MonkeyPatch
+    horizon: int, churn_base: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, closed = 64, []
     close_ranks = RecsysTorchEnv._close_ranks
@@ -188,7 +190,7 @@ def test_the_ring_of_newcomers_is_written_over_those_who_left_alone(
         close_ranks(env, used)
 
     monkeypatch.setattr(RecsysTorchEnv, "_close_ranks", watched)
-    keywords = LIVELY | {"horizon": 24, "churn_base": churn_base}
+    keywords = LIVELY | {"horizon": horizon, "churn_base": churn_base}
     vector, tensors = RecsysVectorEnv(n, **keywords), RecsysTorchEnv(n, **keywords)
     vector.reset(seed=4)
     tensors.reset(seed=4)
@@ -202,11 +204,11 @@ def test_the_ring_of_newcomers_is_written_over_those_who_left_alone(
         np.testing.assert_allclose(other, seen, rtol=1e-4, atol=2e-5)
         sessions += int(over_N.sum())
     assert sessions > 3 * size
-    assert bool(closed) == (churn_base > -1)
+    assert bool(closed) == (horizon == 24)
 
 
 def test_no_step_waits_for_the_device() -> None:
-    """Nothing is read on the host but the count of newcomers, every second step at most and
+    """Nothing is read on the host but the count of newcomers, every fourth step at most and
     as it was a step ago."""
     env = made()
     item_N = torch.zeros(N, dtype=torch.int64)
@@ -230,7 +232,7 @@ def test_no_step_waits_for_the_device() -> None:
                 assert counted is not before  # a step old: the device is done with it
             counted = before
     assert asked
-    assert min(b - a for a, b in pairwise(dict.fromkeys(asked))) >= RESERVE // 2
+    assert min(b - a for a, b in pairwise(dict.fromkeys(asked))) >= SURE_STEPS == 4
 
 
 @pytest.mark.slow
