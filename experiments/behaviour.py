@@ -36,7 +36,7 @@ from matplotlib.ticker import EngFormatter
 from agents.encoders import ENCODERS
 from experiments import plot, results
 from experiments.build import configuration
-from experiments.cli import arguments, entry, numbers
+from experiments.cli import arguments, command_of, entry, numbers
 from experiments.run import run, run_directory
 from experiments.stats import curve_interval, interquartile_mean
 from recenv.errors import UsageError, unknown
@@ -234,9 +234,7 @@ def main(argv: list[str]) -> None:
     if not found:
         raise UsageError(f"no finished run in {runs_dir}: leave out draw=true")
     picture = draw(found, pretrain, Path(f"{out}.png"))
-    words = [word for word in argv if not word.startswith(("runs_dir=", "draw=", "out="))]
-    command = " ".join(["python -m experiments.behaviour", *words])
-    text = page(found, steps, command, picture.name)
+    text = page(found, steps, command_of("behaviour", argv), picture.name)
     results.write_text(Path(f"{out}.md"), text)
     print(text)
 

@@ -54,6 +54,13 @@ def numbers(name: str, text: Any, least: int = 0) -> list[int]:
     return [int(word) for word in words]
 
 
+def command_of(module: str, argv: list[str]) -> str:
+    """The command that makes a page anew, without where things lie and what is done about them."""
+    places = ("runs_dir", "out", "draw", "if_exists")
+    words = [word for word in argv if key_of(word) not in places]
+    return " ".join([f"python -m experiments.{module}", *words])
+
+
 def key_of(word: str) -> str:
     """What stands before the first = and the first dot of a word."""
     return word.split("=", 1)[0].split(".", 1)[0]

@@ -59,7 +59,7 @@ from agents.interest.probe import Recovery, interests, probe, raw_sums, windows
 from agents.references import Random
 from experiments import plot, results
 from experiments.build import group_defaults, make_env
-from experiments.cli import arguments, entry, numbers
+from experiments.cli import arguments, command_of, entry, numbers
 from recenv.errors import MissingExtra, UsageError, unknown
 from recenv.seeding import Role, derive_seed, generator
 from recenv.shop import Shop, as_number
@@ -106,8 +106,8 @@ class Told:
     next_purchase: float
     answer: float
     popularity: float
-    u: Recovery | None
-    raw: Recovery | None
+    u: Recovery
+    raw: Recovery
     steps_per_second: float
     windows_per_second: float
     fit_seconds: float
@@ -137,18 +137,14 @@ def measure(question: Question, design: Design, data: Data, place: Path, fresh: 
     model.save(path)
     losses = held_out(model, data.judged)
     steps = data.probed
-    u = raw = None
-    if data.judged.interest_STD is not None:
-        u = probe(interests(model, data.judged, steps), data.judged, steps)
-        sums = raw_sums(data.judged, data.feature_IF, design.history, steps)
-        raw = probe(sums, data.judged, steps)
+    sums = raw_sums(data.judged, data.feature_IF, design.history, steps)
     told = Told(
         design,
         losses.next_purchase,
         losses.answer,
         popularity_loss(data.learned, data.judged, model.num_items),
-        u,
-        raw,
+        probe(interests(model, data.judged, steps), data.judged, steps),
+        probe(sums, data.judged, steps),
         *speeds(model, data.judged),
         seconds,
         str(path),
@@ -263,7 +259,7 @@ def _rate(rows: int, work: Any) -> float:
 
 
 def _told(kept: dict[str, Any], path: str) -> Told:
-    recoveries = {name: Recovery(**kept[name]) if kept[name] else None for name in ("u", "raw")}
+    recoveries = {name: Recovery(**kept[name]) for name in ("u", "raw")}
     return Told(**kept | {"design": Design(**kept["design"]), "path": path} | recoveries)
 
 
@@ -282,8 +278,8 @@ def rows(found: list[Told], most: Recovery) -> list[list[str]]:
             str(told.design.history),
             f"{told.next_purchase:.3f}",
             f"{told.popularity:.3f}",
-            *(f"{of.r2:.3f}" if of else "" for of in (told.u, told.raw)),
-            *(f"{of.cosine:.3f}" if of else "" for of in (told.u, told.raw)),
+            *(f"{of.r2:.3f}" for of in (told.u, told.raw)),
+            *(f"{of.cosine:.3f}" for of in (told.u, told.raw)),
             f"{told.steps_per_second:,.0f}",
             f"{told.windows_per_second:,.0f}",
         ]
@@ -340,8 +336,6 @@ def draw_recovery(axis: Any, found: list[Told], measured: str) -> None:
     """One panel of it."""
     lines: dict[str, dict[int, float]] = {}
     for told in found:
-        if told.u is None or told.raw is None:
-            continue
         lines.setdefault(told.design.encoder, {})[told.design.history] = getattr(told.u, measured)
         lines.setdefault("raw sums", {})[told.design.history] = getattr(told.raw, measured)
     looks = zip(plot.COLOURS, plot.MARKERS, strict=False)
@@ -413,9 +407,8 @@ def main(argv: list[str]) -> None:
     print_all(found, most, name)
     out = Path(str(asked["out"] or place / "interest"))
     picture = draw(found, most, name, Path(f"{out}.png"))
-    words = [word for word in argv if not word.startswith(("runs_dir=", "out=", "if_exists="))]
-    command = " ".join(["python -m experiments.interest", *words])
-    results.write_text(Path(f"{out}.md"), markdown(found, most, command, picture.name))
+    page = markdown(found, most, command_of("interest", argv), picture.name)
+    results.write_text(Path(f"{out}.md"), page)
     print(f"picture: {picture}")
 
 

@@ -37,7 +37,7 @@ from array_api_compat import numpy as xp
 from agents.references import MyopicOracle
 from experiments import results
 from experiments.build import configuration, load_agent, make_env
-from experiments.cli import arguments, entry, numbers
+from experiments.cli import arguments, command_of, entry, numbers
 from experiments.run import run, run_directory
 from experiments.stats import Estimate, bootstrap, interquartile_mean, mean, steps_to
 from recenv import world as worlds
@@ -319,11 +319,10 @@ def main(argv: list[str]) -> None:
     seeds = {part: numbers("seeds", given["seeds"] or SEEDS[part]) for part in PARTS}
     asked = Asked(seeds, given["draw"], Path(str(given["runs_dir"])))
     torch.set_num_threads(1)
-    words = [word for word in argv if not word.startswith(("runs_dir=", "draw=", "out="))]
-    command = " ".join(["python -m experiments.towers", *words])
     lines = [
         "# Large catalogues: two-tower heads, unseen items, warm starts\n",
-        f"Made by `{command}`; finished runs are kept, so that it goes on where it was stopped.\n",
+        f"Made by `{command_of('towers', argv)}`; finished runs are kept, so that it goes on where "
+        "it was stopped.\n",
     ]
     for part in PARTS:
         if part in parts:
