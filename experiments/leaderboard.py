@@ -161,74 +161,104 @@ def play(
     Returns:
         What failed, a line each. Jobs left undone by ``time_limit`` are no failures.
     """
-    make_pool = make_pool or _processes
-    workers, began = asked["workers"], time.monotonic()
-    limit = 60 * asked["time_limit"] if asked["time_limit"] else float("inf")
-    progress, failures = Progress(len(jobs), workers), []
-    pending, referred, ready = list(jobs), set(), set()
-    running: dict[Future[Any], tuple[Job, bool, float]] = {}
-    pool = make_pool(workers)
-
-    def next_task() -> tuple[Job, bool] | None:
-        """The first job whose shop has its references, or that may take them: (job, run it?)."""
-        for job in pending:
-            if job.shop in ready:
-                return job, True
-            if job.shop not in referred:
-                return job, False
-        return None
-
-    def fail(job: Job, running_it: bool, error: Exception) -> None:
-        lost = [] if running_it else [other for other in pending if other.shop == job.shop]
-        for other in lost:
-            pending.remove(other)
-        what = str(job) if running_it else f"references of {job.place} world {job.world}"
-        failures.append(f"{what}: {type(error).__name__}: {one_line(error)}")
-        print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
-
+    shift = Shift(jobs, asked, ledger, tasks, make_pool or _processes)
     try:
-        while True:
-            while len(running) < workers and time.monotonic() - began < limit:
-                task = next_task()
-                if task is None:
-                    break
-                job, running_it = task
-                if running_it:
-                    pending.remove(job)
-                else:
-                    referred.add(job.shop)
-                call: Callable[..., Any] = tasks.run if running_it else tasks.refer
-                future = pool.submit(call, question(job, asked))
-                running[future] = (job, running_it, time.monotonic())
-            if not running:
-                return failures
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job, running_it, since = running.pop(future)
-                try:
-                    found = future.result()
-                    if running_it:
-                        done = read_run(results.RunDirectory(Path(found)))
-                        ledger.append(done)
-                        words = f"{done.last('normalised_score'):.3f}"
-                        left = [*pending, *(j for j, runs, _ in running.values() if runs)]
-                        progress.tell(job, words, time.monotonic() - since, left)
-                    else:
-                        ready.add(job.shop)
-                except BrokenProcessPool as error:  # a worker was killed; all its like are lost
-                    fail(job, running_it, error)
-                    for other, runs_it, _ in running.values():
-                        fail(other, runs_it, error)
-                    running.clear()
-                    pool = make_pool(workers)
-                    break
-                except Exception as error:
-                    fail(job, running_it, error)
+        while shift.begin():
+            shift.end(wait(shift.running, return_when=FIRST_COMPLETED).done)
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        shift.pool.shutdown(wait=True, cancel_futures=True)
+    return shift.failures
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker does: a job's run, or the references of its shop before that."""
+
+    job: Job
+    runs: bool
+    since: float
+
+    def __str__(self) -> str:
+        job = self.job
+        return str(job) if self.runs else f"references of {job.place} world {job.world}"
+
+
+class Shift:
+    """Who does what, and what is left. No run of a shop begins before its references are there."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        asked: dict[str, Any],
+        ledger: Ledger,
+        tasks: Tasks,
+        make_pool: Callable[[int], Executor],
+    ):
+        self.asked, self.ledger, self.tasks = asked, ledger, tasks
+        self.make_pool, self.pool = make_pool, make_pool(asked["workers"])
+        self.pending, self.running = list(jobs), dict[Future[Any], Task]()
+        self.referred, self.ready = set[tuple[str, int]](), set[tuple[str, int]]()
+        self.failures: list[str] = []
+        self.progress = Progress(len(jobs), asked["workers"])
+        minutes = asked["time_limit"] or float("inf")
+        self.until = time.monotonic() + 60 * minutes
+
+    def begin(self) -> bool:
+        """Give work to who has none; whether anybody works."""
+        while len(self.running) < self.asked["workers"] and time.monotonic() < self.until:
+            task = self._next()
+            if task is None:
+                break
+            if task.runs:
+                self.pending.remove(task.job)
+            else:
+                self.referred.add(task.job.shop)
+            call: Callable[..., Any] = self.tasks.run if task.runs else self.tasks.refer
+            self.running[self.pool.submit(call, question(task.job, self.asked))] = task
+        return bool(self.running)
+
+    def _next(self) -> Task | None:
+        """The first job whose shop has its references, or that may take them."""
+        for job in self.pending:
+            if job.shop in self.ready or job.shop not in self.referred:
+                return Task(job, job.shop in self.ready, time.monotonic())
+        return None
+
+    def end(self, done: set[Future[Any]]) -> None:
+        """Keep what workers found, or why they failed."""
+        for future in done:
+            if future not in self.running:
+                continue  # lost with another one
+            task = self.running.pop(future)
+            try:
+                self._keep(task, future.result())
+            except BrokenProcessPool as error:  # a worker was killed; all its like are lost
+                for lost in (task, *self.running.values()):
+                    self._fail(lost, error)
+                self.running.clear()
+                self.pool = self.make_pool(self.asked["workers"])
+            except Exception as error:
+                self._fail(task, error)
+
+    def _keep(self, task: Task, found: Any) -> None:
+        if not task.runs:
+            self.ready.add(task.job.shop)
+            return
+        done = read_run(results.RunDirectory(Path(found)))
+        self.ledger.append(done)
+        words = f"{done.last('normalised_score'):.3f}"
+        left = [*self.pending, *(other.job for other in self.running.values() if other.runs)]
+        self.progress.tell(task.job, words, time.monotonic() - task.since, left)
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        if not task.runs:  # nothing can be run in that shop
+            self.pending = [job for job in self.pending if job.shop != task.job.shop]
+        self.failures.append(f"{task}: {type(error).__name__}: {one_line(error)}")
+        print(f"failed: {self.failures[-1]}", file=sys.stderr, flush=True)
 
 
 def _processes(workers: int) -> Executor:
