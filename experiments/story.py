@@ -125,9 +125,10 @@ DEFAULTS: dict[str, Any] = {
 HEADLINE = """# What the scenarios promise, claim by claim
 
 `python -m experiments.story` trains and checks them. Differences of normalised scores (0: random
-items; 1: the planning oracle), world by world and in each seed by seed, paired over the shoppers
-of one evaluation; the smallest with its 95% interval over shoppers. "low" is random, "myopic" the
-myopic oracle.
+items; 1: the planning oracle), world by world and in each seed by seed, over the shoppers of one
+evaluation; the smallest with its 95% interval over shoppers: of the paired differences of two
+agents, or of an agent's returns against the mean of a reference ("low" is random, "myopic" the
+myopic oracle).
 
 """
 
