@@ -181,7 +181,8 @@ def test_ten_kills_at_random_moments(agent: str, runs_dir: Path, whole: Any) -> 
     path, kills, deadline = runs_dir / "loops" / name, 0, time.monotonic() + 900
     while kills < 10 and time.monotonic() < deadline:
         before = len(list(path.rglob("*")))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (runs_dir / "stderr").open("w") as told:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
         while process.poll() is None and len(list(path.rglob("*"))) == before:
             time.sleep(0.01)
         time.sleep(luck.uniform(0, 0.6))
@@ -189,6 +190,7 @@ def test_ten_kills_at_random_moments(agent: str, runs_dir: Path, whole: Any) -> 
         if process.wait() == -signal.SIGKILL:
             kills += 1
         else:
+            assert process.returncode == 0, (runs_dir / "stderr").read_text()
             assert figures(path) == reference
             shutil.rmtree(path)
     assert kills == 10
