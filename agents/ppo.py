@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +27,7 @@ HYPERPARAMETERS: Bounds = {
     "n_steps": (1, MANY),
     "n_epochs": (1, MANY),
     "learning_rate": (POSITIVE, 10.0),
+    "anneal": (0.0, 1.0),
     "gamma": (0.0, 1.0),
     "gae_lambda": (0.0, 1.0),
     "ent_coef": (0.0, 1e6),
@@ -123,6 +124,8 @@ class PPOAgent(SB3Agent):
 
     Args: those of ``SB3Agent`` and of stable-baselines3's PPO; ``minibatches`` replaces
     its ``batch_size``, so that the number of shoppers can change alone.
+        anneal: share of ``learning_rate`` that is left at the end of ``learn``; it falls in a
+            straight line over the steps asked for. 1: it stays as it is.
         actor_arch: widths of the actor's hidden layers where they are not ``net_arch``; after
             a warm start they are the scorer's.
         temperature: after a warm start the policy is a softmax of the scorer's log odds
@@ -152,6 +155,7 @@ class PPOAgent(SB3Agent):
         minibatches: int = 4,
         n_epochs: int = 5,
         learning_rate: float = 3e-3,
+        anneal: float = 1.0,
         gamma: float = 0.97,
         gae_lambda: float = 0.9,
         ent_coef: float = 0.01,
@@ -189,7 +193,16 @@ class PPOAgent(SB3Agent):
 
     def hyperparameters(self) -> dict[str, Any]:
         batch_size = self.num_envs * self.given["n_steps"] // self.minibatches
-        return self.given | {"batch_size": batch_size}
+        own = {name: value for name, value in self.given.items() if name != "anneal"}
+        return own | {"batch_size": batch_size, "learning_rate": self._rate()}
+
+    def _rate(self) -> float | Callable[[float], float]:
+        """The learning rate, or what it is where a share of learning remains."""
+        rate, end = self.given["learning_rate"], self.given["anneal"]
+        if end == 1.0:
+            return float(rate)
+        # the last rollout may go beyond the steps asked for
+        return lambda remaining: rate * (end + (1.0 - end) * max(remaining, 0.0))
 
     def _bridge_to(self, env: RecsysVectorEnv, first_N: np.ndarray) -> SB3Bridge:
         if self.backend == "sb3":

@@ -44,3 +44,25 @@ def test_samples_from_its_policy_when_asked():
     found_I = np.bincount(item_N, minlength=5) / 3000
     np.testing.assert_allclose(found_I, share_I, atol=0.05)
     assert len(set(agent.predict(observation)[0])) == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"backend": "device"}, {"head": "two_tower"}])
+def test_the_learning_rate_falls_in_a_straight_line(settings):
+    agent = make_agent(PPOAgent, learning_rate=0.01, anneal=0.2, **settings)
+    rates = {}
+
+    def note(timesteps):
+        rates[timesteps] = agent.model.policy.optimizer.param_groups[0]["lr"]
+        return True
+
+    agent.learn(1000, note)  # four rollouts, the last of which ends beyond
+    note(1024)
+    found = [rates[steps] for steps in (544, 800, 1024)]  # after two rollouts, three, all
+    assert found == pytest.approx([0.01 * (1 - 0.8 * done) for done in (0.512, 0.768, 1.0)])
+
+
+def test_a_learning_rate_that_stays_is_a_plain_number():
+    agent = make_agent(PPOAgent, learning_rate=0.01)
+    agent.learn(512)
+    assert agent.model.learning_rate == 0.01
+    assert agent.model.policy.optimizer.param_groups[0]["lr"] == 0.01

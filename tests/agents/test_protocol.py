@@ -497,6 +497,7 @@ BAD = [
     (PPOAgent, {"learning_rate": float("inf")}),
     (PPOAgent, {"ent_coef": -0.1}),
     (PPOAgent, {"clip_range": 0}),
+    (PPOAgent, {"anneal": 1.5}),
     (PPOAgent, {"net_arch": [0]}),
     (PPOAgent, {"net_arch": [64, 2.5]}),
     (PPOAgent, {"net_arch": "64"}),
