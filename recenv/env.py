@@ -11,6 +11,7 @@ from array_api_compat import numpy as xp
 
 from recenv.dynamics import Array, State, Traits
 from recenv.errors import UsageError, check_options, unknown
+from recenv.organic import Window
 from recenv.population import Sessions
 from recenv.render import Diary, draw, tell
 from recenv.shop import Memory, Shop
@@ -96,6 +97,13 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     in the catalogue) and a one-hot event (6), zeros where there is none yet; `unflatten`
     gives them as `items` (H, F) and `events` (H, 6).
 
+    With `organic_views` or `organic_searches` they also tell what she does by herself before
+    each recommendation: she looks at items, in proportion to exp(U) among 100 (or all), and
+    types queries of one to three words, in proportion to exp(3 <u, word>). Each such item and
+    each such word is an interaction of its own, a SEARCH of that item's features or of that word
+    alone, and `counts` end at 1. Nothing else depends on it: her answers, and the luck of others,
+    are the same with and without.
+
     ## Rewards
 
     +1 for a purchase, -1 for anything else. On the step on which a shopper leaves, the reward
@@ -122,7 +130,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
 
     - `shopper_id` (also from `reset`): who is in the shop.
     - `event`: what she did, a code of `recenv.Event`: IGNORE 0, NOT_INTERESTED 1, VIEW 2,
-      CART 3, PURCHASE 4 (SEARCH 5 is never a reply).
+      CART 3, PURCHASE 4 (SEARCH 5 is never a reply: what she does by herself).
     - `reward_terms`: `purchase` (+1 or -1) and `leaving` (the charge, <= 0); they add up to
       the reward.
     - with `stock_out` also `action_mask` (from `reset` too): 1 for the items that are there, as
@@ -158,6 +166,8 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
     | `stock_out` | `0.0` | share of the items that are out of stock in a session, at most 0.99 |
     | `observation` | `"latent"` | or `"behaviour"` |
     | `history` | `20` | H, interactions remembered in `"behaviour"` |
+    | `organic_views` | `0.0` | items that she looks at by herself before each, on average (***) |
+    | `organic_searches` | `0.0` | queries that she types before each, on average (***) |
     | `reveal` | `False` | show purchase probability and regret in `info` |
     | `autoreset_mode` | `"SameStep"` | of the vectorized environment, see below |
     | `interest_weight` | `4.0` | utility of a perfect match; a loaded world has its own |
@@ -178,6 +188,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
 
     (*) of generated worlds only: a loaded world has these built in and refuses them.
     (**) a generated world sets it so that a random item converts at 18%.
+    (***) shown in `"behaviour"` alone, and on numpy alone.
 
     From `interest_weight` on they are the parameters of a step. None always means the default.
     Precedence: keyword, then scenario, then world and the defaults above. A scenario sets
@@ -239,6 +250,7 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         self._session: Sessions | None = None
         self._state: State  # from the first reset on
         self._memory: Memory | None = None
+        self._window = Window.of(self.shop)
         self._time = 0
         self._over = True
         self._diary = Diary(self.shop) if render_mode else None
@@ -270,6 +282,9 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         self._session, self._state = session, session.state
         self._time, self._over = 0, False
         self._memory = self.shop.blank_memory(())
+        if self._window and (seed is not None or self._window.closed):
+            self._window.open(self.np_random_seed)
+        self._look()
         if self._diary:
             self._diary.open(
                 int(session.shopper_id), session.state, session.traits, self._candidate()
@@ -321,6 +336,8 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
         self._state = outcome.state
         self._time += 1
         self._over = bool(outcome.terminated)
+        if not self._over:
+            self._look()
         reward = purchase + leaving
         if self._diary:
             about, arrived = item if candidate is None else int(candidate), self._candidate()
@@ -343,6 +360,14 @@ class RecsysEnv(gym.Env[np.ndarray, np.int64]):
             raise UsageError('nothing to render: pass render_mode="ansi" or "rgb_array"')
         self._met()
         return tell(self._diary) if self.render_mode == "ansi" else draw(self._diary)
+
+    def _look(self) -> None:
+        """What she does by herself, where that shows."""
+        if self._window and self._memory:
+            state = State(*(leaf[None] for leaf in self._state))
+            traits = Traits(*(leaf[None] for leaf in self.traits))
+            memory = Memory(*(leaf[None] for leaf in self._memory))  # views: it is written
+            self._window.look(state, traits, memory, np.ones(1, dtype=np.bool_))
 
     def _observe(self) -> np.ndarray:
         shop, traits = self.shop, self._met().traits

@@ -36,6 +36,8 @@ class GateSettings(Settings):
         check_choice("candidates", self.candidates, CANDIDATES)
         if self.stock_out:
             raise UsageError("stock_out is for Recsys-v0: only what is there arrives at a gate")
+        if self.organic:
+            raise UsageError("organic_views and organic_searches are for Recsys-v0: leave them out")
 
 
 class GateShop(Shop):

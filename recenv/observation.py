@@ -115,11 +115,17 @@ class Behaviour:
 
     remaining / T | share of each event so far (6) | the last H interactions, newest
     first, each the item's features (F) and its event one-hot (6); zero where none yet.
+
+    Where it shows what she does by herself (``organic``), each item that she looks at and each
+    word that she searches for is an interaction of its own, a SEARCH of these features; the last
+    W features are words.
     """
 
     features_IF: FloatArray
     history: int
     horizon: int
+    words: int = 0
+    organic: bool = False
 
     @property
     def num_events(self) -> int:
@@ -132,8 +138,15 @@ class Behaviour:
 
     @property
     def table(self) -> FloatArray:
-        """(I + 1, F): features, and a last row of zeros for "nothing yet" (item -1)."""
-        return with_nothing(self.features_IF)
+        """(I + W + 1, F): features of items and of searched words, and a last row of zeros for
+        "nothing yet" (item -1)."""
+        return with_nothing(np.concatenate([self.features_IF, self.word_WF]))
+
+    @property
+    def word_WF(self) -> FloatArray:
+        """The features of an item that had nothing but one word."""
+        features = self.features_IF.shape[1]
+        return np.eye(self.words, features, features - self.words, dtype=np.float32)
 
     @property
     def event_table(self) -> FloatArray:
@@ -144,7 +157,7 @@ class Behaviour:
     def space(self) -> spaces.Box:
         head = 1 + self.num_events
         events = np.ones(self.num_events, dtype=np.float32)
-        least, most = extremes(self.features_IF)
+        least, most = extremes(self.table)
         low = np.concatenate([least, 0 * events])
         high = np.concatenate([most, events])
         return _box(
@@ -168,6 +181,8 @@ class Behaviour:
         done = event_table[events]
         past = xp.reshape(xp.concat([told, done], axis=-1), (*lead, -1))
         head = xp.concat([remaining[..., None], counts], axis=-1) * (1.0 / self.horizon)
+        if self.organic:  # she may do more by herself than is recommended
+            head = xp.clip(head, 0.0, 1.0)
         return xp.concat([head, past], axis=-1)
 
     def layout(self) -> dict[str, slice]:

@@ -7,16 +7,17 @@ to recommendations are the same with and without it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from array_api_compat import numpy as xp
 
 from recenv import dynamics as physics
-from recenv.catalogue import Catalogue, FloatArray, IntArray
-from recenv.dynamics import State, Traits
+from recenv.catalogue import Bools, Catalogue, FloatArray, IntArray
+from recenv.dynamics import Event, State, Traits
 from recenv.population import normalise
-from recenv.shop import Shop, as_number
+from recenv.seeding import Role, generator
+from recenv.shop import Memory, Shop, as_number
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,47 @@ class Browsing(NamedTuple):
     viewed_B: IntArray
     searcher_Q: IntArray
     words_QW: IntArray
+
+    def among(self, there_N: Bools) -> Browsing:
+        """What some of the N shoppers did."""
+        views, searches = there_N[self.viewer_B], there_N[self.searcher_Q]
+        return Browsing(
+            self.viewer_B[views],
+            self.viewed_B[views],
+            self.searcher_Q[searches],
+            self.words_QW[searches],
+        )
+
+    def of(self, slot_n: IntArray, num_envs: int) -> Browsing:
+        """What the shoppers in these slots of N did, told by their places among them."""
+        there_N, place_N = np.zeros(num_envs, dtype=np.bool_), np.zeros(num_envs, dtype=np.int64)
+        there_N[slot_n], place_N[slot_n] = True, np.arange(len(slot_n))
+        some = self.among(there_N)
+        viewer_B, searcher_Q = place_N[some.viewer_B], place_N[some.searcher_Q]
+        return some._replace(viewer_B=viewer_B, searcher_Q=searcher_Q)
+
+    def remember(self, memory: Memory, num_items: int) -> None:
+        """Put it into the memory of N shoppers (in place), views first.
+
+        An item that she looked at is a SEARCH of it, and so is each word of a query.
+        """
+        searched, word = np.nonzero(self.words_QW >= 0)
+        slot_E = np.concatenate([self.viewer_B, self.searcher_Q[searched]])
+        item_E = np.concatenate([self.viewed_B, num_items + self.words_QW[searched, word]])
+        order = np.argsort(slot_E, kind="stable")
+        slot_n, first_n, count_n = np.unique(slot_E[order], return_index=True, return_counts=True)
+        history = memory.items.shape[1]
+        # who has done n things by herself sees those before n places further back
+        before_nH = np.arange(history) - count_n[:, None]
+        for past_NH, new_E in (
+            (memory.items, item_E[order]),
+            (memory.events, np.full(len(order), Event.SEARCH)),
+        ):
+            old_nH = np.take_along_axis(past_NH[slot_n], before_nH.clip(0), axis=1)
+            newest_nH = (first_n + count_n)[:, None] - 1 - np.arange(history)
+            new_nH = new_E[newest_nH.clip(0)] if len(new_E) else old_nH
+            past_NH[slot_n] = np.where(before_nH >= 0, old_nH, new_nH)
+        memory.counts[slot_n, Event.SEARCH] += count_n
 
 
 class Organic:
@@ -127,6 +169,56 @@ class Organic:
         length_Q1 = rng.integers(1, most, size=(len(interest_QD), 1), endpoint=True)
         query_QW: IntArray = np.where(np.arange(most) < length_Q1, words_QW, -1)
         return query_QW
+
+
+class Window:
+    """What agents see, in an environment, of what shoppers do by themselves.
+
+    Args:
+        organic: how they do it.
+
+    Attributes:
+        browsing: what those in the shop have done since the last recommendation.
+    """
+
+    def __init__(self, organic: Organic):
+        self._organic = organic
+        self.closed = True  # until the first ``open``
+        self._rng: np.random.Generator
+        self.browsing: Browsing
+
+    @classmethod
+    def of(cls, shop: Shop) -> Self | None:
+        """That of a shop; None where agents see nothing of it."""
+        settings = shop.settings
+        if not settings.organic:
+            return None
+        return cls(Organic(shop, Habits(settings.organic_views, settings.organic_searches)))
+
+    def open(self, seed: int | None) -> None:
+        """Begin anew with the seed of an environment (-1: it was given a generator)."""
+        self.closed = False
+        self._rng = generator(Role.ORGANIC, abs(seed or 0))
+
+    def look(self, state: State, traits: Traits, memory: Memory | None, there_N: Bools) -> None:
+        """Put what those who are there do now into their memories, in place.
+
+        All N draw, so that nobody's luck depends on whose session is over.
+        """
+        assert memory is not None
+        everyone = self._organic(self._rng, state, traits)
+        self.browsing = everyone.among(there_N)
+        self.browsing.remember(memory, self._organic.shop.num_items)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What ``restore`` goes on from."""
+        return {"generator": self._rng.bit_generator.state, "browsing": self.browsing._asdict()}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.open(0)
+        self._rng.bit_generator.state = kept["generator"]
+        self.browsing = Browsing(**kept["browsing"])
 
 
 def word_vectors(catalogue: Catalogue) -> FloatArray:

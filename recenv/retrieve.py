@@ -132,6 +132,8 @@ class RetrieveSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.organic:
+            raise UsageError("organic_views and organic_searches are for Recsys-v0: leave them out")
         for name, most in (("candidates", 100_000), ("refresh", 1_000_000), ("components", 4096)):
             object.__setattr__(self, name, as_number(name, getattr(self, name), 1, most))
 

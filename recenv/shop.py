@@ -51,6 +51,8 @@ class Settings:
     stock_out: float = 0.0
     observation: str = "latent"
     history: int = 20
+    organic_views: float = 0.0
+    organic_searches: float = 0.0
     reveal: bool = False
     autoreset_mode: str = "SameStep"
 
@@ -67,6 +69,16 @@ class Settings:
             raise UsageError(f"world must be a name or a path, got {self.world!r}")
         if not isinstance(self.reveal, bool):
             raise UsageError(f"reveal must be true or false, got {self.reveal!r}")
+        if self.organic and self.observation != "behaviour":
+            raise UsageError(
+                "what shoppers do by themselves shows only in observation=behaviour: set it, or "
+                "leave out organic_views and organic_searches"
+            )
+
+    @property
+    def organic(self) -> bool:
+        """Whether agents see what shoppers do by themselves."""
+        return self.organic_views > 0 or self.organic_searches > 0
 
 
 # name -> (lowest, highest); whole numbers where both bounds are.
@@ -78,6 +90,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "horizon": (1, 1_000_000),
     "num_shoppers": (1, 10_000_000),
     "history": (1, 10_000),
+    "organic_views": (0.0, 100.0),
+    "organic_searches": (0.0, 100.0),
     "stock_out": (0.0, 0.99),
     "feature_signal": (0.0, 1.0),
     "temptation": (-1.0, 1.0),
@@ -106,14 +120,14 @@ DYNAMICS_NAMES = tuple(f.name for f in fields(Dynamics))
 class Lenses(NamedTuple):
     """The arrays that ``observation="behaviour"`` and a gate read, in one backend."""
 
-    features: Array  # (I + 1, F), zeros in the last row
+    features: Array  # (I + W + 1, F): items, searched words if any, zeros in the last row
     events: Array  # (7, 6) one-hot, zeros in the last row
 
 
 class Memory(NamedTuple):
     """What a shop remembers of a session (``observation="behaviour"``)."""
 
-    items: Array  # (..., H) newest first, -1 for none
+    items: Array  # (..., H) newest first, I + w for a searched word w, -1 for none
     events: Array  # (..., H) newest first, -1 for none
     counts: Array  # (..., 6) of each event
 
@@ -199,7 +213,10 @@ class Shop:
                 self.catalogue.num_categories,
                 self.horizon,
             )
-        return Behaviour(self.catalogue.features_IF, self.settings.history, self.horizon)
+        organic = self.settings.organic
+        words = self.catalogue.keywords_IW.shape[1] if organic else 0
+        features_IF = self.catalogue.features_IF
+        return Behaviour(features_IF, self.settings.history, self.horizon, words, organic)
 
     @cached_property
     def observation_space(self) -> spaces.Box:
@@ -477,8 +494,11 @@ def check_choice(name: str, value: Any, known: Any) -> None:
 def describe(shop: Shop) -> dict[str, Any]:
     """The shop in JSON-able words: what was asked for, and what it came to."""
     settings = asdict(shop.settings)
-    if not shop.masks:  # earlier versions knew no stock, and meant the same shop
+    # earlier versions knew neither of these, and meant the same shop
+    if not shop.masks:
         del settings["stock_out"]
+    if not shop.settings.organic:
+        del settings["organic_views"], settings["organic_searches"]
     return {
         "settings": settings,
         "scenario": shop.scenario,

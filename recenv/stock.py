@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from recenv.catalogue import FloatArray, IntArray
+from recenv.catalogue import Bools, FloatArray, IntArray
 
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 

@@ -116,6 +116,11 @@ class RecsysTorchEnv:
             raise UsageError('the torch env restarts sessions by itself: autoreset_mode="SameStep"')
         if self.shop.masks:
             raise UsageError("stock_out is for the environments on numpy: leave it out on torch")
+        if self.shop.settings.organic:
+            raise UsageError(
+                "organic_views and organic_searches are for the environments on numpy: leave them "
+                "out on torch"
+            )
         self.num_envs = num_envs
         self._max_steps = min(max_episode_steps or self.shop.horizon, self.shop.horizon)
         try:

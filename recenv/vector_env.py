@@ -12,14 +12,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from recenv.catalogue import IntArray
+from recenv.catalogue import Bools, IntArray
 from recenv.dynamics import Array, Outcome, State, Traits
 from recenv.errors import UsageError, check_options
+from recenv.organic import Browsing, Window
 from recenv.population import Sessions
 from recenv.shop import Memory, Shop, as_number, session_steps
 
 OPTIONS = ("first_session_steps", "reset_mask")  # of reset
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -74,6 +74,7 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._arrivals = self.shop.arrivals(num_envs)
         self._session: Sessions | None = None
         self._memory: Memory | None = None
+        self._window = Window.of(self.shop)
         # from the first reset on
         self._state: State
         self._luck_N: IntArray  # where each slot's next luck lies
@@ -108,6 +109,13 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         shopper_id_N: IntArray = self._met().shopper_id
         return shopper_id_N
 
+    @property
+    def browsing(self) -> Browsing | None:
+        """What they have done by themselves since the last recommendation, where that shows.
+        Public."""
+        self._met()
+        return self._window.browsing if self._window else None
+
     def reset(
         self,
         *,
@@ -121,6 +129,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         if seed is not None:
             self._arrivals.clear()
+        if self._window and (seed is not None or self._window.closed):
+            self._window.open(self.np_random_seed)
         mask_N = _mask(options.get("reset_mask"), self.num_envs)
         if self._session is not None and mask_N is not None:
             index = np.flatnonzero(mask_N)
@@ -128,7 +138,10 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 self._replace(index)
             self._over_N = self._over_N & ~mask_N
         else:
+            mask_N = np.ones(self.num_envs, dtype=np.bool_)
             self._fill(options.get("first_session_steps"))
+        if self._window:
+            self._window.look(self._state, self.traits, self._memory, mask_N)
         return self._observe(), self._greeting()
 
     def observe(self) -> np.ndarray:
@@ -152,6 +165,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "arrivals": self._arrivals.checkpoint(),
             "generator": self.np_random.bit_generator.state,
         }
+        if self._window:
+            kept["organic"] = self._window.checkpoint()
         return copy.deepcopy(kept)  # a step writes some of these in place
 
     def restore(self, kept: dict[str, Any]) -> None:
@@ -177,6 +192,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._memory = Memory(**kept["memory"]) if blank is not None else None
         self._luck_N, self._cut_N = kept["luck"], kept["cut"]
         self._cuts, self._over_N = bool(kept["cuts"]), kept["over"]
+        if self._window:
+            self._window.restore(kept["organic"])
         for now, like in zip(self._memory or (), blank or (), strict=True):
             if now.shape != like.shape:
                 raise ValueError(f"its memory is of shape {now.shape}, not {like.shape}")
@@ -230,6 +247,11 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._over_N = terminated_N | truncated_N
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over_N.any():
             self._begin_same(observation, info)
+        if self._window:
+            same = self.autoreset_mode is AutoresetMode.SAME_STEP
+            there_N = np.ones_like(self._over_N) if same else ~self._over_N
+            self._window.look(self._state, self.traits, self._memory, there_N)
+            observation = self._observe()
         return observation, reward_N, terminated_N, truncated_N, info
 
     def _truncate(self, terminated_N: Bools) -> Bools:

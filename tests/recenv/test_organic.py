@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from recenv import dynamics as physics
-from recenv.dynamics import State, Traits
+from recenv.dynamics import Event, State, Traits
+from recenv.env import RecsysEnv
 from recenv.errors import UsageError
-from recenv.organic import Habits, Organic, word_vectors
+from recenv.gate import RecsysGateVectorEnv
+from recenv.organic import Browsing, Habits, Organic, word_vectors
+from recenv.retrieve import RecsysRetrieveVectorEnv
+from recenv.torch_env import RecsysTorchEnv
 from recenv.vector_env import RecsysVectorEnv
 
 
@@ -163,3 +168,114 @@ def test_a_shop_without_words_has_no_queries() -> None:
 def test_habits_are_checked(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=name):
         Habits(**{name: value})
+
+
+SEEN: dict[str, Any] = {
+    "observation": "behaviour",
+    "organic_views": 1.0,
+    "organic_searches": 0.5,
+    "scenario": "churn",
+    "history": 6,
+}
+
+
+def test_both_environments_see_the_same_browsing() -> None:
+    single, several = RecsysEnv(**SEEN), RecsysVectorEnv(1, **SEEN)
+    seen, _ = single.reset(seed=3)
+    seen_N, _ = several.reset(seed=3)
+    rng = np.random.default_rng(0)
+    for item in rng.integers(100, size=150):
+        np.testing.assert_array_equal(seen, seen_N[0])
+        seen, _, over, _, _ = single.step(int(item))
+        seen_N, _, _, _, info = several.step(np.array([item]))
+        if over:
+            np.testing.assert_array_equal(seen, info["final_obs"][0])
+            seen, _ = single.reset()
+
+
+def test_browsing_is_seen_and_changes_no_answer() -> None:
+    plain = RecsysVectorEnv(32, **(SEEN | {"organic_views": 0.0, "organic_searches": 0.0}))
+    shown = RecsysVectorEnv(32, **SEEN)
+    assert plain.reset(seed=1)[0].shape == shown.reset(seed=1)[0].shape
+    rng, searches = np.random.default_rng(0), 0.0
+    for _ in range(60):
+        item_N = rng.integers(100, size=32)
+        _, *plainly, _ = plain.step(item_N)
+        seen_NS, *found, _ = shown.step(item_N)
+        for one, other in zip(plainly, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert shown.observation_space.contains(seen_NS)
+        searches += shown.shop.observer.unflatten(seen_NS)["events"][..., Event.SEARCH].sum()
+    assert searches > 60 * 32  # of 6 interactions each, more than one
+
+
+def test_interactions_stand_newest_first_and_a_word_by_itself() -> None:
+    env = RecsysVectorEnv(4, **SEEN)
+    env.reset(seed=0)
+    features_IF, words = env.shop.catalogue.features_IF, env.shop.catalogue.keywords_IW.shape[1]
+    memory = env.shop.blank_memory((3,))
+    assert memory is not None
+    longer = env.shop.remember(np, env.shop.lenses, memory, np.array([9, 9, 9]), np.array([4] * 3))
+    assert longer is not None
+    many = [1, 2, 3, 4, 5, 6, 7]
+    browsing = Browsing(
+        np.array([0, 0, *[2] * 7]), np.array([7, 8, *many]), np.array([0]), np.array([[5, 3, -1]])
+    )
+    browsing.remember(longer, 100)
+    assert longer.items.tolist() == [[103, 105, 8, 7, 9, -1], [9, *[-1] * 5], many[:0:-1]]
+    assert longer.events.tolist() == [[5, 5, 5, 5, 4, -1], [4, *[-1] * 5], [5] * 6]
+    assert longer.counts[:, Event.SEARCH].tolist() == [4.0, 0.0, 7.0]
+    assert env.shop.lenses is not None
+    table = env.shop.lenses.features
+    np.testing.assert_array_equal(table[8], features_IF[8])
+    np.testing.assert_array_equal(table[103], np.eye(features_IF.shape[1])[-words + 3])
+    assert not table[-1].any()
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_nobody_browses_when_her_session_is_over(mode: str) -> None:
+    env = RecsysVectorEnv(16, **(SEEN | {"autoreset_mode": mode, "horizon": 7}))
+    env.reset(seed=2)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        _, _, terminated_N, truncated_N, _ = env.step(rng.integers(100, size=16))
+        over_N, browsing = terminated_N | truncated_N, env.browsing
+        assert browsing is not None
+        if mode != "SameStep":  # where somebody new is there already
+            assert not over_N[browsing.viewer_B].any()
+            assert not over_N[browsing.searcher_Q].any()
+        if mode == "Disabled" and over_N.any():
+            env.reset(options={"reset_mask": over_N})
+            assert env.browsing is not None
+            assert over_N[env.browsing.viewer_B].all()
+
+
+def test_a_checkpoint_goes_on_with_the_same_browsing() -> None:
+    env, other = RecsysVectorEnv(16, **SEEN), RecsysVectorEnv(16, **SEEN)
+    env.reset(seed=4)
+    item_LN = np.random.default_rng(0).integers(100, size=(30, 16))
+    for item_N in item_LN[:10]:
+        env.step(item_N)
+    other.restore(env.checkpoint())
+    for now, then in zip(other.browsing or (), env.browsing or (), strict=True):
+        np.testing.assert_array_equal(now, then)
+    for item_N in item_LN[10:]:
+        np.testing.assert_array_equal(env.step(item_N)[0], other.step(item_N)[0])
+
+
+def test_browsing_is_refused_where_nobody_sees_it() -> None:
+    with pytest.raises(UsageError, match="observation=behaviour"):
+        RecsysVectorEnv(2, organic_views=1.0)
+    for make in (RecsysTorchEnv, RecsysGateVectorEnv, RecsysRetrieveVectorEnv):
+        with pytest.raises(UsageError, match="leave them"):
+            make(2, observation="behaviour", organic_views=1.0)
+
+
+def test_what_some_slots_did_is_told_by_their_places() -> None:
+    words_QW = np.array([[1, 2], [3, -1]])
+    browsing = Browsing(np.array([0, 2, 2, 5]), np.arange(4), np.array([1, 5]), words_QW)
+    some = browsing.of(np.array([2, 5]), 6)
+    assert some.viewer_B.tolist() == [0, 0, 1]
+    assert some.viewed_B.tolist() == [1, 2, 3]
+    assert some.searcher_Q.tolist() == [1]
+    assert some.words_QW.tolist() == [[3, -1]]
