@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,13 @@ from agents.interest.model import (
     popularity_loss,
 )
 from agents.interest.probe import Recovery, interests, probe, raw_sums, windows
+from agents.interest.reading import behaviour_of
 from agents.references import Random
 from experiments import plot, results
 from experiments.build import group_defaults, make_env
 from experiments.cli import arguments, command_of, entry, numbers
 from recenv.errors import MissingExtra, UsageError, unknown
+from recenv.observation import with_words
 from recenv.seeding import Role, derive_seed, generator
 from recenv.shop import Shop, as_number
 from recenv.vector_env import RecsysVectorEnv
@@ -137,7 +139,8 @@ def measure(question: Question, design: Design, data: Data, place: Path, fresh: 
     model.save(path)
     losses = held_out(model, data.judged)
     steps = data.probed
-    sums = raw_sums(data.judged, data.feature_IF, design.history, steps)
+    seen_IF = with_words(data.feature_IF, design.words)
+    sums = raw_sums(data.judged, seen_IF, design.history, steps)
     told = Told(
         design,
         losses.next_purchase,
@@ -400,7 +403,7 @@ def main(argv: list[str]) -> None:
     for encoder in encoders:
         for history in histories:
             parts = asked["design"] | {"encoder": encoder, "history": history}
-            design = _settings("design", Design, parts)
+            design = replace(_settings("design", Design, parts), words=behaviour_of(shop).words)
             fresh = asked["if_exists"] == "overwrite"
             found.append(measure(question, design, data, place, fresh))
     most = bound(question, data, shop, place, asked["if_exists"] == "overwrite")

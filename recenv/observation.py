@@ -140,13 +140,7 @@ class Behaviour:
     def table(self) -> FloatArray:
         """(I + W + 1, F): features of items and of searched words, and a last row of zeros for
         "nothing yet" (item -1)."""
-        return with_nothing(np.concatenate([self.features_IF, self.word_WF]))
-
-    @property
-    def word_WF(self) -> FloatArray:
-        """The features of an item that had nothing but one word."""
-        features = self.features_IF.shape[1]
-        return np.eye(self.words, features, features - self.words, dtype=np.float32)
+        return with_nothing(with_words(self.features_IF, self.words))
 
     @property
     def event_table(self) -> FloatArray:
@@ -232,6 +226,13 @@ class AtGate:
         split = self.shopper.size
         parts = self.shopper.unflatten(observation[..., :split])
         return parts | {"candidate": observation[..., split:]}
+
+
+def with_words(features_IF: FloatArray, words: int) -> FloatArray:
+    """The table, and a row (I + W, F) for each of W words: an item that had nothing else."""
+    features = features_IF.shape[1]
+    word_WF = np.eye(words, features, features - words, dtype=features_IF.dtype)
+    return np.concatenate([features_IF, word_WF])
 
 
 def with_nothing(table: FloatArray) -> FloatArray:

@@ -86,28 +86,36 @@ class Browsing(NamedTuple):
         viewer_B, searcher_Q = place_N[some.viewer_B], place_N[some.searcher_Q]
         return some._replace(viewer_B=viewer_B, searcher_Q=searcher_Q)
 
-    def remember(self, memory: Memory, num_items: int) -> None:
-        """Put it into the memory of N shoppers (in place), views first.
+    def table(self, num_envs: int, num_items: int) -> IntArray:
+        """The interactions (N, B) that it is seen as, oldest first, -1 behind the last.
 
-        An item that she looked at is a SEARCH of it, and so is each word of a query.
+        An item that she looked at stands for itself, and each word w of a query as I + w; views
+        come before searches.
         """
         searched, word = np.nonzero(self.words_QW >= 0)
         slot_E = np.concatenate([self.viewer_B, self.searcher_Q[searched]])
         item_E = np.concatenate([self.viewed_B, num_items + self.words_QW[searched, word]])
         order = np.argsort(slot_E, kind="stable")
-        slot_n, first_n, count_n = np.unique(slot_E[order], return_index=True, return_counts=True)
-        history = memory.items.shape[1]
-        # who has done n things by herself sees those before n places further back
-        before_nH = np.arange(history) - count_n[:, None]
-        for past_NH, new_E in (
-            (memory.items, item_E[order]),
-            (memory.events, np.full(len(order), Event.SEARCH)),
-        ):
-            old_nH = np.take_along_axis(past_NH[slot_n], before_nH.clip(0), axis=1)
-            newest_nH = (first_n + count_n)[:, None] - 1 - np.arange(history)
-            new_nH = new_E[newest_nH.clip(0)] if len(new_E) else old_nH
-            past_NH[slot_n] = np.where(before_nH >= 0, old_nH, new_nH)
-        memory.counts[slot_n, Event.SEARCH] += count_n
+        count_N = np.bincount(slot_E, minlength=num_envs)
+        first_N = np.cumsum(count_N) - count_N
+        table_NB = np.full((num_envs, int(count_N.max(initial=0))), -1)
+        place_E = np.arange(len(order)) - np.repeat(first_N, count_N)
+        table_NB[slot_E[order], place_E] = item_E[order]
+        return table_NB
+
+    def remember(self, memory: Memory, num_items: int) -> None:
+        """Put it into the memory of N shoppers (in place), as SEARCHes."""
+        n, history = memory.items.shape
+        table_NB = self.table(n, num_items)
+        count_N = (table_NB >= 0).sum(axis=1)
+        slot = np.flatnonzero(count_N)
+        # who has done n things by herself did those before n places further back
+        back_nH = np.arange(history) - count_N[slot, None]
+        item_nH = np.take_along_axis(table_NB[slot], (-1 - back_nH).clip(0), axis=1)
+        for past_NH, new_nH in ((memory.items, item_nH), (memory.events, int(Event.SEARCH))):
+            old_nH = np.take_along_axis(past_NH[slot], back_nH.clip(0), axis=1)
+            past_NH[slot] = np.where(back_nH >= 0, old_nH, new_nH)
+        memory.counts[:, Event.SEARCH] += count_N
 
 
 class Organic:

@@ -18,10 +18,12 @@ from gymnasium import spaces
 from torch import nn
 
 from agents.interest.histories import NOTHING, Histories
-from agents.interest.reading import behaviour_of, keys
+from agents.interest.reading import behaviour_of, keys, since_reply
 from agents.towers import find
 from recenv import dynamics as physics
 from recenv.dynamics import Event
+from recenv.observation import with_words
+from recenv.organic import Habits, word_vectors
 from recenv.seeding import Role, derive_seed
 from recenv.shop import Shop
 
@@ -65,6 +67,7 @@ class BayesFilter:
     def __init__(self, shop: Shop, particles: int):
         self.shop, self.particles = shop, particles
         self._low, self._high = cuts(shop)
+        self._word_DW = word_vectors(shop.catalogue).T
 
     def begin(self, count: int, rng: np.random.Generator) -> Belief:
         """What is believed of newcomers."""
@@ -85,14 +88,51 @@ class BayesFilter:
         self, belief: Belief, item_N: np.ndarray, event_N: np.ndarray, rng: np.random.Generator
     ) -> Belief:
         """What is believed after one more interaction; item or event -1: there was none."""
-        there_N = (event_N >= 0) & (item_N >= 0)
-        items = physics.items_at(xp, self.shop.tables, np.maximum(item_N, 0))
+        alone_N = event_N == Event.SEARCH
+        there_N = (event_N >= 0) & (item_N >= 0) & ~alone_N
+        items = physics.items_at(xp, self.shop.tables, np.where(there_N, item_N, 0))
         log_weight_NP = belief.log_weight_NP + there_N[:, None] * np.log(
             self._likelihood_NP(belief, items, event_N)
         )
+        if alone_N.any():
+            log_weight_NP[alone_N] += self._chosen_nP(_some(belief, alone_N), item_N[alone_N])
         belief = _drawn_again(belief._replace(log_weight_NP=log_weight_NP), rng)
         bought_N = there_N & (event_N == Event.PURCHASE)
-        return self._changed(belief, items, bought_N, rng)
+        after = self._changed(belief, items, bought_N, rng)
+        for now, before in zip(after, belief, strict=True):
+            now[alone_N] = before[alone_N]  # time passes with recommendations alone
+        return after
+
+    def _chosen_nP(self, belief: Belief, choice_n: np.ndarray) -> np.ndarray:
+        """Log probability that each of them would have looked at this item of all, or (from I on)
+        searched for this word of all."""
+        told_nP = np.zeros(belief.log_weight_NP.shape)
+        for n, choice in enumerate(choice_n):
+            searched = choice >= self.shop.num_items
+            log_odds_PC = self._search_PW(belief, n) if searched else self._view_PI(belief, n)
+            all_P = torch.logsumexp(torch.as_tensor(log_odds_PC), dim=1).numpy()
+            column = choice - self.shop.num_items if searched else choice
+            told_nP[n] = log_odds_PC[:, column] - all_P
+        return told_nP
+
+    def _view_PI(self, belief: Belief, n: int) -> np.ndarray:
+        """Utility of every item to those that the n-th might be."""
+        dynamics, items = self.shop.dynamics, self.shop.items(xp, self.shop.tables)
+        utility_PI: np.ndarray = physics.utility(
+            dynamics,
+            belief.interest_NPD[n] @ items.embedding.T,
+            items,
+            belief.satiation_NK[n][items.category],
+            belief.price_sensitivity_NP[n][:, None],
+            belief.base_rate_NP[n][:, None],
+            physics.trust(xp, dynamics, belief.satisfaction_N[n]),
+        )
+        return utility_PI
+
+    def _search_PW(self, belief: Belief, n: int) -> np.ndarray:
+        """Log odds of every word to those that the n-th might be."""
+        log_odds_PW: np.ndarray = Habits().sharpness * belief.interest_NPD[n] @ self._word_DW
+        return np.where(self._word_DW.any(axis=0), log_odds_PW, -np.inf)
 
     def _likelihood_NP(
         self, belief: Belief, items: physics.Items, event_N: np.ndarray
@@ -149,6 +189,17 @@ def cuts(shop: Shop) -> tuple[np.ndarray, np.ndarray]:
     }
     low, high = np.array([offsets[event] for event in Event]).T
     return low, high
+
+
+def _some(belief: Belief, which_N: np.ndarray) -> Belief:
+    """Beliefs of some shoppers."""
+    return Belief(*(leaf[which_N] for leaf in belief))
+
+
+def _put(belief: Belief, row_n: np.ndarray, new: Belief) -> None:
+    """Put the beliefs of some shoppers in their rows."""
+    for leaf, part in zip(belief, new, strict=True):
+        leaf[row_n] = part
 
 
 def _drawn_again(belief: Belief, rng: np.random.Generator) -> Belief:
@@ -210,7 +261,8 @@ class FilterReader(nn.Module):
         self.shop, self.observer = shop, behaviour_of(shop)
         self.knows = BayesFilter(shop, PARTICLES)
         self.seed = derive_seed(Role.AGENT, seed)
-        self.key_I = keys(torch.as_tensor(self.observer.features_IF))
+        known_IF = with_words(self.observer.features_IF, self.observer.words)
+        self.key_I = keys(torch.as_tensor(known_IF))
         blank = self.knows.begin(1, self._rng())
         self.shapes = [part.shape[1:] for part in blank]
         nothing = self.observer.unflatten(np.zeros((1, self.observer.size)))
@@ -237,17 +289,20 @@ class FilterReader(nn.Module):
         if memory is None or len(memory) != len(observation):
             belief, turn = self._recalled(parts, 0), 0
         else:
-            table = memory.cpu().numpy()
+            table = memory.cpu().numpy().copy()  # beliefs are written in place
             turn = int(table[:, -1].max()) + 1
-            item_N, event_N = self._interactions(parts["items"][:, 0], parts["events"][:, 0])
-            belief = self.knows.advance(self._unpacked(table), item_N, event_N, self._rng(turn))
-            anew_N = event_N == NOTHING
+            belief, rng = self._unpacked(table), self._rng(turn)
+            news = since_reply(torch.as_tensor(parts["events"]))
+            new_N, anew_N = (told.numpy() for told in news)
             if start_N is not None:
                 anew_N = anew_N | start_N
+            for age in reversed(range(int(new_N.max()))):
+                row = np.flatnonzero(new_N > age)
+                seen = self._interactions(parts["items"][row, age], parts["events"][row, age])
+                _put(belief, row, self.knows.advance(_some(belief, row), *seen, rng))
             if anew_N.any():
                 fresh = self._recalled({name: part[anew_N] for name, part in parts.items()}, turn)
-                for part, new in zip(belief, fresh, strict=True):
-                    part[anew_N] = new
+                _put(belief, np.flatnonzero(anew_N), fresh)
         return self._told(belief, parts), self._packed(belief, turn)
 
     def save(self, directory: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from agents.base import Agent, Callback
 from agents.references import true_interest
+from recenv.dynamics import Event
 from recenv.errors import UsageError
 from recenv.shop import as_number
 from recenv.vector_env import RecsysVectorEnv
@@ -19,6 +20,9 @@ NOTHING = -1  # item and event past the end of a session; the item of a search
 @dataclass(frozen=True)
 class Histories:
     """S sessions of at most T interactions, oldest first.
+
+    Where the shop shows what shoppers do by themselves, that is among them: SEARCHes of items
+    and of words (I + w).
 
     Attributes:
         items_ST: what was shown, -1 past the end.
@@ -48,6 +52,12 @@ class Histories:
         """How many interactions each session has."""
         length_S: np.ndarray = (self.events_ST != NOTHING).sum(axis=1)
         return length_S
+
+    @property
+    def replies_ST(self) -> np.ndarray:
+        """Which interactions are answers to something that was shown."""
+        replies_ST: np.ndarray = (self.items_ST >= 0) & (self.events_ST != Event.SEARCH)
+        return replies_ST
 
     @property
     def interactions(self) -> int:
@@ -142,6 +152,7 @@ class _Batch:
     shopper_N: np.ndarray
     over_N: np.ndarray
     interest_ND: np.ndarray | None
+    browsed_NB: np.ndarray  # items and words before it, oldest first; -1 for none
 
 
 def _serve(
@@ -167,10 +178,14 @@ def _serve(
             item_N = np.where(rng.random(n) < explore, random_N, item_N)
         shopper_N = env.shopper_id_N.copy()
         interest_ND = true_interest(env) if truth else None
+        browsed_NB = np.full((n, 0), NOTHING)
+        if env.browsing is not None:
+            browsed_NB = env.browsing.table(n, num_items)
         observation, _, terminated_N, truncated_N, info = env.step(item_N)
         start_N = terminated_N | truncated_N
         event_N = info.get("final_info", info)["event"].astype(np.int64)
-        yield _Batch(item_N.astype(np.int64), event_N, shopper_N, start_N, interest_ND)
+        item_N = item_N.astype(np.int64)
+        yield _Batch(item_N, event_N, shopper_N, start_N, interest_ND, browsed_NB)
         if callback is not None and not callback((step + 1) * n):
             return
 
@@ -195,12 +210,38 @@ def _sessions(batches: list[_Batch], horizon: int) -> Histories:
         return table
 
     truths = [batch.interest_ND for batch in batches if batch.interest_ND is not None]
-    return Histories(
+    shown = Histories(
         laid([batch.item_N for batch in batches], NOTHING),
         laid([batch.event_N for batch in batches], NOTHING),
         laid([batch.shopper_N for batch in batches], NOTHING)[:, 0],
         laid(truths, 0.0) if truths else None,
     )
+    most = max(batch.browsed_NB.shape[1] for batch in batches)
+    if not most:
+        return shown
+    room = [((0, 0), (0, most - batch.browsed_NB.shape[1])) for batch in batches]
+    browsed = [
+        np.pad(batch.browsed_NB, wide, constant_values=NOTHING)
+        for batch, wide in zip(batches, room, strict=True)
+    ]
+    return _with_browsing(shown, laid(browsed, NOTHING))
+
+
+def _with_browsing(shown: Histories, browsed_STB: np.ndarray) -> Histories:
+    """Sessions with what was done before each recommendation in its place."""
+    s, t, most = browsed_STB.shape
+    items_STC = np.concatenate([browsed_STB, shown.items_ST[..., None]], axis=2)
+    events_STC = np.where(items_STC == NOTHING, NOTHING, int(Event.SEARCH))
+    events_STC[..., -1] = shown.events_ST
+    items, events = (part.reshape(s, t * (most + 1)) for part in (items_STC, events_STC))
+    order = np.argsort(events == NOTHING, axis=1, kind="stable")
+    order = order[:, : int((events != NOTHING).sum(axis=1).max())]
+    items, events = (np.take_along_axis(part, order, axis=1) for part in (items, events))
+    truth = shown.interest_STD
+    if truth is not None:
+        step_ST = order // (most + 1)
+        truth = np.take_along_axis(truth, step_ST[..., None], axis=1)
+    return Histories(items, events, shown.shopper_S, truth)
 
 
 def _padded(histories: Histories, steps: int) -> Histories:

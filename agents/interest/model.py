@@ -26,6 +26,7 @@ from agents.interest.histories import Histories
 from agents.supervised import Progress, early_stopping
 from recenv.dynamics import Event
 from recenv.errors import UsageError
+from recenv.observation import with_words
 
 SETTINGS, TENSORS = "interest.json", "interest.safetensors"
 CANDIDATES = 1024  # items that "what did she buy next" chooses from
@@ -46,6 +47,8 @@ class Design:
         width: of the encoder's vector.
         token: width of an item's part of an interaction.
         size: of u.
+        words: W, where shoppers search by themselves: the last W features of items are words,
+            and item number I + w is the word w alone. 0: they do not.
     """
 
     encoder: str = "gru"
@@ -53,6 +56,7 @@ class Design:
     width: int = 64
     token: int = 32
     size: int = 32
+    words: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class InterestModel(nn.Module):
     """
 
     feature_IF: Tensor
+    word_WF: Tensor
     shown_I: Tensor
     mean_U: Tensor
     scale_U: Tensor
@@ -106,6 +111,8 @@ class InterestModel(nn.Module):
         items, features = feature_IF.shape
         size = design.size
         self.register_buffer("feature_IF", feature_IF.float())
+        word_WF = with_words(np.zeros((0, features), np.float32), design.words)
+        self.register_buffer("word_WF", torch.as_tensor(word_WF), persistent=False)
         # how often each item was shown while it learned (log share)
         self.register_buffer("shown_I", torch.zeros(items))
         self.register_buffer("mean_U", torch.zeros(size))
@@ -137,12 +144,15 @@ class InterestModel(nn.Module):
         """Item numbers and event codes (...), -1 for none, as encoders read them.
 
         An item is what utility makes of it, so that what is learned of it as an answer also
-        helps to read it as a question.
+        helps to read it as a question; a word is what its feature makes of any item.
         """
         none = items < 0
         known = items.clamp(min=0)
         item_IU, bias_I = self.items()
-        told = torch.cat([item_IU, bias_I[:, None]], dim=1)[known]
+        table = torch.cat([item_IU, bias_I[:, None]], dim=1)
+        if self.design.words:
+            table = torch.cat([table, self.item_feature(self.word_WF)])
+        told = table[known]
         told = told.masked_fill(none[..., None], 0.0)
         one_hot = functional.one_hot(events.clamp(min=0), NUM_EVENTS).to(told.dtype)
         return told, one_hot * (events >= 0)[..., None]
@@ -182,7 +192,7 @@ class InterestModel(nn.Module):
         """
         rank_ST = _ranks(events).masked_fill(items < 0, -1)
         item_IU, bias_I = self.items()
-        shown_ST = items.clamp(min=0)
+        shown_ST = items.masked_fill(rank_ST < 0, 0)  # a word is no item
         utility = torch.einsum("stu,sru->str", u, item_IU[shown_ST]) + bias_I[shown_ST][:, None]
         loss = self._ordered(utility, rank_ST.clamp(min=0)[:, None])
         step = torch.arange(items.shape[1], device=u.device)
@@ -380,7 +390,7 @@ def popularity_loss(learned: Histories, judged: Histories, num_items: int) -> fl
 
 
 def _count_shown(model: InterestModel, histories: Histories) -> None:
-    shown = histories.items_ST[histories.items_ST >= 0]
+    shown = histories.items_ST[histories.replies_ST]
     count_I = np.bincount(shown, minlength=model.num_items) + 1.0
     model.shown_I.copy_(torch.as_tensor(np.log(count_I / count_I.sum())))
 

@@ -99,7 +99,12 @@ class Perception:
         # a GRU that is carried along remembers the session: it learns from whole ones
         whole = self.encoder == "gru" and self.freeze_encoder
         history = shop.horizon if whole else shop.settings.history
-        return Design(encoder=self.encoder, history=history, width=self.encoder_width)
+        return Design(
+            encoder=self.encoder,
+            history=history,
+            width=self.encoder_width,
+            words=behaviour_of(shop).words,
+        )
 
     def extractor(self, shop: Shop, reader: Reader | FilterReader | None) -> dict[str, Any]:
         """Keywords of a policy of stable-baselines3 that reads by itself."""

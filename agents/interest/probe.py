@@ -11,6 +11,7 @@ from agents.encoders import NUM_EVENTS
 from agents.interest.histories import NOTHING, Histories
 from agents.interest.model import InterestModel
 from recenv.errors import UsageError
+from recenv.observation import with_nothing
 
 PENALTIES = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)  # of the ridge; chosen on sessions of its own
 ROWS = 8192  # windows that are encoded at once
@@ -59,8 +60,12 @@ def raw_sums(
     histories: Histories, feature_IF: np.ndarray, history: int, steps: list[int]
 ) -> np.ndarray:
     """What counting gives, (S, t, 6 + 6 F): how often each event, and the features of the
-    items that it befell, summed over the same windows."""
-    table = np.concatenate([feature_IF, np.zeros_like(feature_IF[:1])])
+    items that it befell, summed over the same windows.
+
+    Args:
+        feature_IF: of items, and behind them of words where there are any.
+    """
+    table = with_nothing(feature_IF)
     eye = np.concatenate([np.eye(NUM_EVENTS), np.zeros((1, NUM_EVENTS))])
     told = []
     for t in steps:

@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+from torch.nn import functional
 
 from agents.encoders import NUM_EVENTS, make_encoder
 from agents.interest.model import InterestModel
@@ -42,7 +43,6 @@ class Reader(nn.Module):
     """
 
     key_I: Tensor
-    fade_H: Tensor
 
     def __init__(self, model: InterestModel, shop: Shop):
         super().__init__()
@@ -55,9 +55,15 @@ class Reader(nn.Module):
             )
         self.model = model
         self.num_categories = shop.catalogue.num_categories
-        self.register_buffer("key_I", keys(model.feature_IF), persistent=False)
-        age_H = torch.arange(self.observer.history)
-        self.register_buffer("fade_H", torch.tensor(FADE) ** age_H, persistent=False)
+        if model.design.words != self.observer.words:
+            there, here = ("without", "with") if self.observer.words else ("with", "without")
+            raise UsageError(
+                f"the interest model was trained {there} what shoppers do by themselves, and this "
+                f"shop is seen {here} it: train one for this shop with python -m "
+                "experiments.interest"
+            )
+        known_IF = torch.cat([model.feature_IF, model.word_WF])
+        self.register_buffer("key_I", keys(known_IF), persistent=False)
 
     @property
     def size(self) -> int:
@@ -93,13 +99,18 @@ class Reader(nn.Module):
             memory = self.recall(observation)
             return self._told(memory, observation), memory
         parts = self.observer.unflatten(observation)
-        items, events = parts["items"][:, 0], parts["events"][:, 0]
-        carried = self.model.encoder.advance(memory, *self._interactions(items, events))
-        fresh_N = events.sum(1) == 0
-        blank = self.model.encoder.begin(1)
-        memory = torch.where(_like(fresh_N, carried), blank, carried)
-        if start_N is not None and bool((start_N & ~fresh_N).any()):
-            memory = torch.where(_like(start_N, memory), self.recall(observation), memory)
+        items, events = parts["items"], parts["events"]
+        new_N, anew_N = since_reply(events)
+        if start_N is not None:
+            anew_N = anew_N | start_N
+        memory = memory.clone()
+        for age in reversed(range(int(new_N.max()))):
+            row = torch.nonzero(new_N > age)[:, 0]
+            seen = self._interactions(items[row, age], events[row, age])
+            memory[row] = self.model.encoder.advance(memory[row], *seen)
+        row = torch.nonzero(anew_N)[:, 0]
+        if len(row):
+            memory[row] = self.recall(observation[row])
         return self._told(memory, observation), memory
 
     def save(self, directory: Path) -> None:
@@ -111,7 +122,7 @@ class Reader(nn.Module):
         self, observation: np.ndarray, memory: Tensor | None, start_N: np.ndarray | None = None
     ) -> tuple[np.ndarray, Tensor]:
         """``carry`` for arrays."""
-        device = self.fade_H.device
+        device = self.key_I.device
         start = None if start_N is None else torch.as_tensor(start_N, device=device)
         seen = torch.as_tensor(observation, device=device)
         told, memory = self.carry(seen, memory, start)
@@ -128,10 +139,12 @@ class Reader(nn.Module):
         model, parts = self.model, self.observer.unflatten(observation)
         u = model.standard(model.of(model.encoder.read(memory)))
         events = parts["events"]
-        bought = events[..., Event.PURCHASE] * self.fade_H
+        reply_NH = events.sum(2) - events[..., Event.SEARCH]
+        fade_NH = FADE ** (reply_NH.cumsum(1) - reply_NH)  # by the recommendations since then
+        bought = events[..., Event.PURCHASE] * fade_NH
         category = parts["items"][..., : self.num_categories]
         sated = torch.einsum("nh,nhk->nk", bought, category)
-        recent = (1 - FADE) * torch.einsum("h,nhe->ne", self.fade_H, events)
+        recent = (1 - FADE) * torch.einsum("nh,nhe->ne", fade_NH, events)
         return torch.cat([u, parts["remaining"], parts["counts"], sated, recent], dim=1)
 
 
@@ -184,13 +197,20 @@ def behaviour_of(shop: Shop) -> Behaviour:
     return shop.observer
 
 
+def since_reply(events: Tensor) -> tuple[Tensor, Tensor]:
+    """How many interactions (N,) are new since the last observation: her answer, and what she did
+    by herself after it; and where (N,) that cannot be told, as her session has just begun or the
+    window (N, H, 6) is too short. There none counts as new."""
+    alone_NH = (events[..., Event.SEARCH] > 0).long()
+    run_N = alone_NH.cumprod(1).sum(1)
+    # where the window ends before her answer, the place behind it is as empty as a beginning
+    happened_NH = functional.pad(events.sum(2), (0, 1))
+    anew_N = happened_NH.gather(1, run_N[:, None])[:, 0] == 0
+    return torch.where(anew_N, 0, run_N + 1), anew_N
+
+
 def keys(feature_IF: Tensor) -> Tensor:
     """A hash of the features of each item (...,), the same as ``towers.Shelf.key_I``."""
     lead = feature_IF.shape[:-1]
     flat = feature_IF.detach().reshape(-1, feature_IF.shape[-1]).cpu().numpy()
     return torch.as_tensor(Shelf(flat).key_I, device=feature_IF.device).reshape(lead)
-
-
-def _like(mask_N: Tensor, other: Tensor) -> Tensor:
-    """A mask (N,) with as many axes as another tensor (N, ...)."""
-    return mask_N.reshape(-1, *[1] * (other.dim() - 1))
