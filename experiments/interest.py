@@ -61,7 +61,7 @@ from agents.references import Random
 from experiments import plot, results
 from experiments.build import group_defaults, make_env
 from experiments.cli import arguments, command_of, entry, numbers
-from recenv.errors import MissingExtra, UsageError, unknown
+from recenv.errors import MissingExtra, unknown
 from recenv.observation import with_words
 from recenv.seeding import Role, derive_seed, generator
 from recenv.shop import Shop, as_number
@@ -215,19 +215,13 @@ def _enough(env: RecsysVectorEnv, steps: int) -> RecsysVectorEnv:
 
 
 def from_log(log: str, env: RecsysVectorEnv) -> Histories:
-    """The sessions of a log, without what shoppers did by themselves."""
+    """The sessions of a log, as this environment shows them."""
     try:
-        from experiments.logs.features import histories
+        from experiments.logs.features import seen_histories
         from experiments.logs.schema import read_log
     except ImportError as error:
         raise MissingExtra("reading a log", error.name or "polars", "logs") from None
-    told: Histories = histories(read_log(Path(log)).events, organic=False)
-    most = env.shop.num_items
-    if told.items_ST.max() >= most:
-        raise UsageError(
-            f"the log {log} has item {told.items_ST.max()}, the shop {most} items: set env.* as "
-            "where it was collected"
-        )
+    told: Histories = seen_histories(read_log(Path(log)).events, env.shop)
     return told
 
 

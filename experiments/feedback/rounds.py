@@ -40,7 +40,7 @@ from experiments.feedback import measures
 from experiments.feedback.shop import Journal, WatchedShop, check_time
 from experiments.fitting.data import recommendations, rows_of
 from experiments.logs.collect import writing_log
-from experiments.logs.features import histories
+from experiments.logs.features import histories, seen_histories
 from experiments.logs.preprocess import REPORT, Asked, preprocess, read_clean
 from experiments.logs.schema import LOG_FILE, read_log
 from recenv.errors import UsageError
@@ -357,7 +357,7 @@ class Loop:
             model = make_model(perception.design(shop), shop.catalogue.features_IF, self.seed)
         training = Training(epochs=self.plan.epochs, patience=self.plan.patience)
         rng = generator(Role.TRAINING, self.seed).spawn(number)[-1]
-        fit(model, histories(self.events(number), organic=False), training, rng)
+        fit(model, seen_histories(self.events(number), shop), training, rng)
         with _appearing(self.place(number) / INTEREST) as part:
             model.save(part)
 

@@ -59,7 +59,8 @@ class Recipe:
         seed: of the shoppers, their luck and what they do by themselves.
         explore: share of the recommendations that are random items.
         stochastic: the agent draws from its own probabilities.
-        organic: shoppers browse and search by themselves.
+        organic: shoppers browse and search by themselves; where agents see what they do
+            (env.organic_views, env.organic_searches), that is written instead.
         habits: how often they do.
         truth: write what only the simulator knows.
         minari: the id of a Minari dataset of the same sessions; None for none.
@@ -334,6 +335,7 @@ class Before(NamedTuple):
         shopper_n: who is there.
         state, traits: of these shoppers; copies, which later steps leave alone.
         observation_nS: what the agent sees.
+        browsing: what it sees of what they have just done by themselves; None: nothing.
     """
 
     shop: Shop
@@ -342,12 +344,14 @@ class Before(NamedTuple):
     state: State
     traits: Traits
     observation_nS: np.ndarray
+    browsing: Browsing | None
 
     @classmethod
     def of(cls, env: RecsysVectorEnv, slot: np.ndarray, observation_NS: np.ndarray) -> Before:
         state, traits = _rows(env.state, slot), _rows(env.traits, slot)
         who_n = env.shopper_id_N[slot]
-        return cls(env.shop, slot, who_n, state, traits, observation_NS[slot])
+        seen = None if env.browsing is None else env.browsing.of(slot, env.num_envs)
+        return cls(env.shop, slot, who_n, state, traits, observation_NS[slot], seen)
 
     def answered(
         self,
@@ -393,17 +397,25 @@ def _rows(tuple_N: Any, index: np.ndarray) -> Any:
 
 
 class Browse:
-    """What shoppers do by themselves, and when; nothing without habits."""
+    """What shoppers do by themselves, and when.
+
+    Args:
+        habits: where agents see nothing of it, how often they do; None: never.
+        rng: of that, and of the times.
+    """
 
     def __init__(self, shop: Shop, habits: Habits | None, rng: np.random.Generator):
-        self._organic = Organic(shop, habits) if habits is not None else None
+        hidden = habits is not None and not shop.settings.organic
+        self._organic = Organic(shop, habits) if hidden else None
         self._rng = rng
 
     def __call__(self, before: Before, begin_n: np.ndarray, end_n: np.ndarray) -> Browsed:
         """What they do between two times, and when they view and search."""
-        if self._organic is None:
+        found = before.browsing
+        if self._organic is not None:
+            found = self._organic(self._rng, before.state, before.traits)
+        if found is None:
             return None, begin_n[:0], begin_n[:0]
-        found = self._organic(self._rng, before.state, before.traits)
 
         def when(who: np.ndarray) -> np.ndarray:
             span = (end_n - begin_n)[who]

@@ -14,12 +14,14 @@ import polars as pl
 from scipy import sparse
 
 from agents.interest.histories import NOTHING, Histories
-from experiments.logs.schema import ORGANIC
+from experiments.logs.schema import EVENT, ORGANIC, SEARCH
 from recenv.catalogue import public_features
 from recenv.dynamics import Event
 from recenv.errors import UsageError, unknown
+from recenv.shop import Shop
 
 BY = ("item", "category")
+SEARCHED = pl.lit(SEARCH, dtype=EVENT)
 MOST_CELLS = 100_000_000  # of a dense array: 400 MB
 
 
@@ -142,6 +144,33 @@ def histories(events: pl.DataFrame, organic: bool = True, most: int | None = Non
 
     items, codes = events["item"].to_numpy(), events["event"].to_physical().to_numpy()
     return Histories(laid(items), laid(codes), shopper[first_S])
+
+
+def seen_histories(events: pl.DataFrame, shop: Shop) -> Histories:
+    """The sessions of a log as agents see them in a shop.
+
+    Where it shows what shoppers do by themselves, that stands among the answers as SEARCHes of
+    items and of words (I + w); elsewhere it is left out.
+
+    Args:
+        events: as for ``histories``.
+
+    Raises:
+        UsageError: as by ``histories``, or there is an item beyond those of the shop.
+    """
+    if shop.settings.organic:
+        word = shop.num_items + pl.col("query").cast(pl.Int64)
+        event = pl.when(pl.col("policy") == ORGANIC).then(SEARCHED).otherwise("event")
+        events = events.explode("query").with_columns(pl.coalesce("item", word), event=event)
+        events = events.filter(pl.col("item").is_not_null())
+    told = histories(events, organic=shop.settings.organic)
+    most = int(told.items_ST[told.replies_ST].max(initial=-1))
+    if most >= shop.num_items:
+        raise UsageError(
+            f"the log has item {most}, the shop {shop.num_items} items: set env.* as where it was "
+            "collected"
+        )
+    return told
 
 
 def item_features(items: pl.DataFrame, sizes: Mapping[str, int] | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ from agents.encoders import ENCODERS
 from agents.interest.histories import Histories, record
 from agents.interest.model import Design, InterestModel, Training, fit, make_model, next_purchases
 from agents.interest.probe import interests, probe, raw_sums, windows
-from agents.interest.reading import Reader
+from agents.interest.reading import Reader, since_reply
 from agents.ppo import PPOAgent
 from agents.references import Random
 from agents.rollout import play
@@ -24,6 +24,7 @@ from recenv.errors import UsageError
 from recenv.vector_env import RecsysVectorEnv
 
 BEHAVIOUR = {"observation": "behaviour", "history": 4, "scenario": "full"}
+BROWSING = BEHAVIOUR | {"organic_views": 0.8, "organic_searches": 0.4}
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
@@ -66,6 +67,36 @@ def test_sessions_are_recorded_as_they_went():
     *_, info = env.step(np.zeros(5, dtype=int))
     np.testing.assert_array_equal(told.events_ST[::3, 0], info["event"])
     np.testing.assert_allclose(told.interest_STD[::3, 1], env.state.interest, atol=1e-6)
+
+
+def test_what_shoppers_do_by_themselves_is_recorded_in_its_place():
+    plain, env = make_env(5, **BEHAVIOUR), make_env(5, **BROWSING | {"history": 60})
+    shown, told = (recorded(shop, 5 * 24, seed=3, truth=True) for shop in (plain, env))
+    reply_ST = told.replies_ST
+    for name in ("items_ST", "events_ST"):
+        both = [getattr(shown, name)[shown.replies_ST], getattr(told, name)[reply_ST]]
+        np.testing.assert_array_equal(*both)
+    truth = shown.interest_STD[shown.replies_ST], told.interest_STD[reply_ST]
+    np.testing.assert_array_equal(*truth)
+    assert (told.events_ST[(told.items_ST >= 0) & ~reply_ST] == Event.SEARCH).all()
+    assert (told.items_ST >= 12).any()  # words
+    # the same that the window shows at the end, newest first
+    env.reset(seed=3)
+    draw = rng(3)
+    for _ in range(8):
+        *_, info = env.step(draw.integers(12, size=5))
+    for slot, final in enumerate(info["final_obs"]):
+        session = told.take(np.array([slot * 3]))
+        length = int(session.length_S[0])
+        table = env.shop.lenses.features
+        seen = env.shop.observer.unflatten(final)
+        np.testing.assert_array_equal(
+            seen["items"][:length][::-1], table[session.items_ST[0, :length]]
+        )
+        assert seen["events"][:length].argmax(1)[::-1].tolist() == (
+            session.events_ST[0, :length].tolist()
+        )
+        assert not seen["events"][length:].any()
 
 
 def test_recording_stops_when_it_is_told_to():
@@ -130,9 +161,11 @@ def test_windows_are_newest_first():
 # --- the model -----------------------------------------------------------------------
 
 
-def small_model(encoder: str = "gru", history: int = 4, seed: int = 0) -> InterestModel:
+def small_model(
+    encoder: str = "gru", history: int = 4, seed: int = 0, words: int = 0
+) -> InterestModel:
     features = make_env(1).shop.catalogue.features_IF
-    return make_model(Design(encoder, history, 16, 8, 6), features, seed).eval()
+    return make_model(Design(encoder, history, 16, 8, 6, words), features, seed).eval()
 
 
 def test_answers_have_the_likelihood_of_an_ordered_logit():
@@ -254,6 +287,42 @@ def test_a_memory_that_is_carried_is_the_window(encoder):
     assert told.std(0).max() > 0.1
 
 
+@every_encoder
+def test_a_memory_takes_in_all_that_is_new(encoder):
+    """Several interactions at once, and sessions that begin with browsing."""
+    env = make_env(32, **BROWSING | {"history": 40})
+    reader = Reader(small_model(encoder, 40, words=env.shop.view.words), env.shop)
+    observation, _ = env.reset(seed=1, options={"first_session_steps": rng().integers(1, 9, 32)})
+    memory, most = None, 0
+    for _ in range(20):
+        told, memory = reader.follow(observation, memory)
+        alone, _ = reader.follow(observation, None)
+        np.testing.assert_allclose(told, alone, atol=1e-5)
+        events = torch.as_tensor(env.shop.observer.unflatten(observation)["events"])
+        most = max(most, int(since_reply(events)[0].max()))
+        observation, *_ = env.step(rng(5).integers(12, size=32))
+    assert most > 3
+    assert told.std(0).max() > 0.1
+
+
+def test_what_is_new_since_the_last_answer_by_hand():
+    browsed, bought, nothing = (
+        torch.eye(6)[Event.SEARCH],
+        torch.eye(6)[Event.PURCHASE],
+        torch.zeros(6),
+    )
+    windows = [
+        [bought, browsed, bought],
+        [browsed, browsed, bought],
+        [browsed, nothing, nothing],
+        [nothing, nothing, nothing],
+        [browsed, browsed, browsed],
+    ]
+    new_N, anew_N = since_reply(torch.stack([torch.stack(window) for window in windows]))
+    assert new_N.tolist() == [1, 3, 0, 0, 0]
+    assert anew_N.tolist() == [False, False, True, True, True]
+
+
 def test_plain_facts_by_hand():
     env = make_env(1, **BEHAVIOUR, difficulty=-50.0)  # all is bought
     reader = Reader(small_model(), env.shop)
@@ -361,6 +430,7 @@ def test_misfits_are_refused_in_one_line(tmp_path):
         ({"pretrain_steps": 100}, {}, "encoder=gru"),
         ({"encoder": "cnn", "interest": str(tmp_path)}, {}, "is a gru"),
         ({"interest": str(tmp_path)}, {"num_categories": 4}, "features"),
+        ({"interest": str(tmp_path)}, {"organic_views": 1.0}, "trained without"),
         ({"encoder": "gru", "freeze_encoder": "no"}, {}, "freeze_encoder"),
         ({"encoder": "gru", "encoder_width": 0}, {}, "encoder_width"),
         ({"interest": 3}, {}, "agent.interest"),

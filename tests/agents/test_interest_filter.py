@@ -7,7 +7,7 @@ import pytest
 import torch
 from agent_cases import SHOP, make_agent, make_env
 
-from agents.interest.filter import BayesFilter, FilterReader, cuts, filtered
+from agents.interest.filter import BayesFilter, Belief, FilterReader, cuts, filtered
 from agents.interest.histories import record
 from agents.interest.probe import probe, raw_sums
 from agents.ppo import PPOAgent
@@ -15,9 +15,11 @@ from agents.references import Random
 from agents.rollout import play
 from recenv import dynamics as physics
 from recenv.dynamics import Event
+from recenv.organic import word_vectors
 from recenv.vector_env import RecsysVectorEnv
 
 BEHAVIOUR = {"observation": "behaviour", "history": 4, "scenario": "full"}
+BROWSING = BEHAVIOUR | {"history": 8, "organic_views": 1.0, "organic_searches": 0.3}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -84,6 +86,47 @@ def test_a_purchase_moves_belief_toward_the_item_and_a_refusal_away():
         liked[event] = float(belief.interest_ND[0] @ vector)
     assert liked[Event.PURCHASE] > liked[Event.VIEW] + 0.1
     assert liked[Event.VIEW] > liked[Event.NOT_INTERESTED] + 0.1
+
+
+def test_what_she_looks_and_searches_for_moves_belief_and_takes_no_time():
+    env = make_env(1, **BROWSING | {"scenario": "full"})
+    shop, draw = env.shop, rng(1)
+    knows, vector = BayesFilter(shop, 4096), shop.tables.embedding[0]
+    word = int(shop.catalogue.keywords_IW[0].argmax())
+    word_D = word_vectors(shop.catalogue)[word]
+    before = knows.advance(knows.begin(1, rng()), np.zeros(1, int), np.array([4]), draw)
+    search = np.array([int(Event.SEARCH)])
+    for number, toward_D in ((0, vector), (shop.num_items + word, word_D)):
+        after = knows.advance(before, np.array([number]), search, rng(2))
+        assert after.interest_ND[0] @ toward_D > before.interest_ND[0] @ toward_D + 0.03
+        np.testing.assert_array_equal(after.satiation_NK, before.satiation_NK)
+        np.testing.assert_array_equal(after.satisfaction_N, before.satisfaction_N)
+
+
+def test_the_likelihood_of_a_view_and_of_a_word_adds_up_to_one():
+    env = make_env(1, **BROWSING | {"scenario": "full"})
+    items, words = env.shop.num_items, env.shop.view.words
+    knows = BayesFilter(env.shop, 5)
+    for numbers in (range(items), range(items, items + words)):
+        one = knows.begin(1, rng())
+        same = Belief(*(np.repeat(leaf, len(numbers), axis=0) for leaf in one))
+        told_nP = knows._chosen_nP(same, np.array(numbers))
+        np.testing.assert_allclose(np.exp(told_nP).sum(axis=0), 1.0, rtol=1e-6)
+
+
+def test_the_reader_takes_in_what_she_does_by_herself():
+    """With it more is known of her interest than without."""
+    left = {}
+    for name, keywords in (("with", BROWSING), ("without", BEHAVIOUR)):
+        env = make_env(256, **keywords)
+        reader, memory = FilterReader(env.shop, 0), None
+        observation, _ = env.reset(seed=1)
+        for _ in range(6):
+            told, memory = reader.follow(observation, memory)
+            truth_ND = env.state.interest * 2.0
+            observation, *_ = env.step(rng(5).integers(12, size=256))
+        left[name] = ((told[:, :4] - truth_ND) ** 2).mean()
+    assert left["with"] < left["without"] - 0.1
 
 
 def test_the_reader_begins_anew_with_each_session_and_goes_on_from_its_memory():

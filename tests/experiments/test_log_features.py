@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_collect import make_log
+from test_collect import SHOP, make_log
 from test_log_preprocess import made
 
 import recenv  # noqa: F401
+from agents.references import Random
 from experiments.logs import schema
 from experiments.logs.features import (
     bag_of_words,
@@ -23,12 +24,15 @@ from experiments.logs.features import (
     histories,
     item_features,
     searched_words,
+    seen_histories,
 )
 from experiments.logs.preprocess import preprocess, read_clean
 from recenv.catalogue import Catalogue
 from recenv.dynamics import Event
 from recenv.errors import UsageError
 from recenv.organic import Habits
+from recenv.seeding import Role, derive_seed
+from recenv.vector_env import RecsysVectorEnv
 
 
 def hand_made() -> pl.DataFrame:
@@ -141,6 +145,42 @@ def test_histories_hold_every_event_once(seed: int, num: int, length: int) -> No
         told.items_ST[0, 0]
         == frame.sort("shopper", "session", "timestamp")["item"].fill_null(-1)[0]
     )
+
+
+def test_a_log_is_seen_as_its_shop_shows_it() -> None:
+    shop = RecsysVectorEnv(1, num_items=20, observation="behaviour", organic_views=1.0).shop
+    told = seen_histories(hand_made(), shop)
+    view, bought, search = Event.VIEW, Event.PURCHASE, Event.SEARCH
+    assert told.items_ST.tolist() == [[0, 0, -1, -1], [2, 1, -1, -1], [2, 21, 21, 23]]
+    assert told.events_ST.tolist() == [
+        [view, view, -1, -1],
+        [view, search, -1, -1],
+        [bought, search, search, search],
+    ]
+    plain = seen_histories(hand_made(), RecsysVectorEnv(1, num_items=20).shop)
+    assert plain.items_ST.tolist() == histories(hand_made(), organic=False).items_ST.tolist()
+    with pytest.raises(UsageError, match="item 2, the shop 2 items"):
+        seen_histories(hand_made(), RecsysVectorEnv(1, num_items=2).shop)
+
+
+def test_a_log_has_what_its_shop_showed(tmp_path: Path) -> None:
+    """All of it, and nothing besides, in whatever slots the sessions were."""
+    shown = {"observation": "behaviour", "organic_views": 0.7, "organic_searches": 0.3}
+    log = make_log(tmp_path / "log", Random(), shop=shown, num_envs=16, episodes=40)
+    env = RecsysVectorEnv(16, **(SHOP | shown))
+    told = seen_histories(log.events, env.shop)
+    first = told.take(np.flatnonzero(np.unique(log.events["session"]) < 16))
+    env.reset(seed=derive_seed(Role.LOG, 0))
+    searches = np.zeros(16)
+    while True:
+        assert env.browsing is not None
+        table_NB = env.browsing.table(16, env.shop.num_items)
+        searches += (table_NB >= 0).sum(axis=1)
+        *_, over_N, _, _ = env.step(np.zeros(16, dtype=np.int64))
+        if over_N.any():
+            break
+    assert sorted((first.events_ST == Event.SEARCH).sum(axis=1)) == sorted(searches)
+    assert log.about["events"]["organic"]["view"] > 0
 
 
 def test_item_features_are_those_that_agents_see() -> None:
