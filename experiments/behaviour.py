@@ -11,7 +11,10 @@ Arguments:
     seeds      training seeds (0,1,2)
     steps      environment steps of every run, those of the pretraining counted (1200000)
     pretrain   of these, steps with random items that the interest model learns from (300000)
-    bayes      also PPO on a Bayes filter that knows the shop's true law: a bound (true)
+    views      items that shoppers look at by themselves before each recommendation, on average,
+               where that is seen too, and a sixth as many queries (0,0.3,1); 0: it is not seen
+    bayes      also PPO on a Bayes filter that knows the shop's true law: a bound, of the first
+               of these rates (true)
     flat       also PPO on the flat 20 interactions, and end to end through each encoder (false)
     draw       only draw what is there (false)
     out        the page and its picture, without ending (docs/behaviour)
@@ -41,7 +44,7 @@ from experiments.run import run, run_directory
 from experiments.stats import curve_interval, interquartile_mean
 from recenv.errors import UsageError, unknown
 from recenv.seeding import Role, generator
-from recenv.shop import as_number
+from recenv.shop import BOUNDS, as_number
 
 HISTORY = 20
 LATENT, LAST = "latent state", "last interaction alone"
@@ -55,24 +58,36 @@ class Variant:
 
     label: str
     words: tuple[str, ...]
+    views: float = 0.0  # that are seen besides
+
+    @property
+    def title(self) -> str:
+        """The label, and what is seen besides."""
+        return f"{self.label}, {self.views:g} views" if self.views else self.label
 
 
-def variants(encoders: list[str], pretrain: int, bayes: bool, flat: bool) -> list[Variant]:
+def variants(
+    encoders: list[str], views: list[float], pretrain: int, bayes: bool, flat: bool
+) -> list[Variant]:
     """What is compared."""
-    seen = "env.observation=behaviour"
-    behaviour = (seen, f"env.history={HISTORY}")
-    found = [Variant(LATENT, ()), Variant(LAST, (seen, "env.history=1"))]
-    for encoder in encoders:
-        words = (*behaviour, f"encoder={encoder}", f"agent.pretrain_steps={pretrain}")
-        found.append(Variant(f"{encoder}, pretrained", words))
-    if bayes:
-        found.append(Variant(BAYES, (*behaviour, "encoder=bayes")))
-    if flat:
-        found.append(Variant(f"{HISTORY} interactions, flat", behaviour))
-        found += [
-            Variant(f"{encoder}, end to end", (*behaviour, f"encoder={encoder}"))
-            for encoder in encoders
-        ]
+    found = [Variant(LATENT, ())]
+    for rate in views:
+        seen: tuple[str, ...] = ("env.observation=behaviour",)
+        if rate:
+            seen += (f"env.organic_views={rate:g}", f"env.organic_searches={rate / 6:g}")
+        behaviour = (*seen, f"env.history={HISTORY}")
+        found.append(Variant(LAST, (*seen, "env.history=1"), rate))
+        for encoder in encoders:
+            words = (*behaviour, f"encoder={encoder}", f"agent.pretrain_steps={pretrain}")
+            found.append(Variant(f"{encoder}, pretrained", words, rate))
+        if bayes and rate == views[0]:
+            found.append(Variant(BAYES, (*behaviour, "encoder=bayes"), rate))
+        if flat:
+            found.append(Variant(f"{HISTORY} interactions, flat", behaviour, rate))
+            found += [
+                Variant(f"{encoder}, end to end", (*behaviour, f"encoder={encoder}"), rate)
+                for encoder in encoders
+            ]
     return found
 
 
@@ -96,7 +111,7 @@ def do(asked: dict[str, Any], runs_dir: Path) -> results.RunDirectory:
 class Curves:
     """The runs of one variant: scores (R, E) at the steps (E,) of the shortest, and speeds."""
 
-    label: str
+    of: Variant
     timesteps_E: np.ndarray
     score_RE: np.ndarray
     steps_per_second: float
@@ -117,7 +132,7 @@ def read(variant: Variant, runs: list[results.RunDirectory]) -> Curves | None:
         [np.interp(steps_E, of["timesteps"], of["normalised_score"]) for of in told]
     )
     rates = [run.summary()["steps_per_second"] for run in done]
-    return Curves(variant.label, steps_E, score_RE, float(np.median(rates)))
+    return Curves(variant, steps_E, score_RE, float(np.median(rates)))
 
 
 def page(found: list[Curves], steps: int, command: str, picture: str) -> str:
@@ -126,7 +141,9 @@ def page(found: list[Curves], steps: int, command: str, picture: str) -> str:
         "# PPO on what people did",
         "",
         f"`{command}`: scenario `full`, H = {HISTORY}, {steps:,} environment steps each, those of "
-        "the pretraining counted. 0: random items; 1: the planning oracle.",
+        "the pretraining counted. 0: random items; 1: the planning oracle. Views: what shoppers "
+        "do by themselves is seen too, so many views before each recommendation and a sixth as "
+        "many queries.",
         "",
         "| what PPO sees | score | runs | lowest, highest | steps/s |",
         "|---|---:|---:|---|---:|",
@@ -134,7 +151,7 @@ def page(found: list[Curves], steps: int, command: str, picture: str) -> str:
     for of in found:
         last_R = of.score_RE[:, -1]
         lines.append(
-            f"| {of.label} | {of.final:.3f} | {len(last_R)} | {last_R.min():.3f}, "
+            f"| {of.of.title} | {of.final:.3f} | {len(last_R)} | {last_R.min():.3f}, "
             f"{last_R.max():.3f} | {of.steps_per_second:,.0f} |"
         )
     lines += ["", f"![Learning curves]({picture})", "", *claims(found), ""]
@@ -143,21 +160,22 @@ def page(found: list[Curves], steps: int, command: str, picture: str) -> str:
 
 def claims(found: list[Curves]) -> list[str]:
     """What is claimed of the pretrained ones, and whether it holds."""
-    by_label = {of.label: of.final for of in found}
-    if LATENT not in by_label or LAST not in by_label:
-        return []
-    last, latent = by_label[LAST], by_label[LATENT]
-    bound = ""
-    if BAYES in by_label:
-        bound = f"; with everything known but the shopper: {by_label[BAYES] / latent:.2f}"
-    return [
-        f"- **{label}**: {score - last:+.3f} over the {LAST} "
-        f"({_holds(score - last >= ABOVE_LAST)}: at least {ABOVE_LAST:+.2f}), "
-        f"{score / latent:.2f} of the {LATENT} "
-        f"({_holds(score / latent >= OF_LATENT)}: at least {OF_LATENT:.2f}{bound})"
-        for label, score in by_label.items()
-        if label.endswith("pretrained")
-    ]
+    score = {(of.of.label, of.of.views): of.final for of in found}
+    latent, lines = score.get((LATENT, 0.0)), []
+    for of in found:
+        last = score.get((LAST, of.of.views))
+        if latent is None or last is None or not of.of.label.endswith("pretrained"):
+            continue
+        bound = score.get((BAYES, of.of.views))
+        most = f"; with everything known but the shopper: {bound / latent:.2f}" if bound else ""
+        above, share = of.final - last, of.final / latent
+        lines.append(
+            f"- **{of.of.title}**: {above:+.3f} over the {LAST} "
+            f"({_holds(above >= ABOVE_LAST)}: at least {ABOVE_LAST:+.2f}), "
+            f"{share:.2f} of the {LATENT} "
+            f"({_holds(share >= OF_LATENT)}: at least {OF_LATENT:.2f}{most})"
+        )
+    return lines
 
 
 def _holds(true: bool) -> str:
@@ -176,7 +194,7 @@ def draw(found: list[Curves], pretrain: int, out: Path) -> Path:
         mean_E, low_E, high_E = of.score_RE.mean(0), of.score_RE.min(0), of.score_RE.max(0)
         if len(of.score_RE) > 1:
             mean_E, low_E, high_E = curve_interval(of.score_RE, generator(Role.STATISTICS, 0))
-        label = f"{of.label} ({of.final:.2f})"
+        label = f"{of.of.title} ({of.final:.2f})"
         axis.plot(of.timesteps_E, mean_E, color=colour, marker=marker, label=label, markersize=4)
         axis.fill_between(of.timesteps_E, low_E, high_E, color=colour, alpha=0.15, linewidth=0)
     axis.axvline(pretrain, color="0.6", linewidth=0.8)
@@ -193,6 +211,14 @@ def draw(found: list[Curves], pretrain: int, out: Path) -> Path:
     return plot.save(figure, out)
 
 
+def _rate(word: str) -> float:
+    try:
+        rate = float(word)
+    except ValueError:
+        raise UsageError(f"views must be numbers separated by commas, got {word!r}") from None
+    return float(as_number("views", rate, *BOUNDS["organic_views"]))
+
+
 DEFAULTS: dict[str, Any] = {
     "runs_dir": "runs/behaviour",
     "encoders": "gru",
@@ -200,6 +226,7 @@ DEFAULTS: dict[str, Any] = {
     "seeds": "0,1,2",
     "steps": 1_200_000,
     "pretrain": 300_000,
+    "views": "0,0.3,1",
     "bayes": True,
     "flat": False,
     "draw": False,
@@ -221,8 +248,9 @@ def main(argv: list[str]) -> None:
     pretrain = as_number("pretrain", asked["pretrain"], 1, steps)
     runs_dir, out = Path(str(asked["runs_dir"])), str(asked["out"])
     worlds, seeds = (numbers(name, asked[name]) for name in ("worlds", "seeds"))
+    views = [_rate(word) for word in str(asked["views"]).split(",")]
     found = []
-    for variant in variants(encoders, pretrain, asked["bayes"], asked["flat"]):
+    for variant in variants(encoders, views, pretrain, asked["bayes"], asked["flat"]):
         configs = [config(variant, w, s, steps, runs_dir) for w in worlds for s in seeds]
         if asked["draw"]:
             runs = [run_directory(each) for each in configs]
