@@ -12,9 +12,10 @@ Arguments:
     out       where the page goes (docs)
 
 heads: PPO with either head at 2,000 items, 500 thousand steps, in ``static`` and ``full``.
-unseen: PPO with two towers learns in a shop of which every tenth item is missing, at random;
-the items enter its catalogue afterwards, and its choice among them is compared with its choice
-among items that it knew, by the purchase probability that is lost against the best of them.
+unseen: PPO with two towers learns in a shop of which a tenth of the items is missing, another
+tenth for every seed; they enter its catalogue afterwards, and its choice among them is compared
+with that of the agents that knew them, by the purchase probability that is lost against the best
+of them.
 warm: at 1,000 items a scorer learns from 10 thousand steps, PPO begins with its towers, and is
 compared with PPO that begins with nothing, the scorer's steps counted.
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,17 @@ from experiments.cli import arguments, command_of, entry, numbers
 from experiments.run import run, run_directory
 from experiments.stats import Estimate, bootstrap, interquartile_mean, mean, steps_to
 from recenv import world as worlds
+from recenv.catalogue import ARRAYS
 from recenv.dynamics import sigmoid
 from recenv.errors import UsageError, unknown
 from recenv.seeding import Role, derive_seed, generator
-from recenv.vector_env import RecsysVectorEnv
 
 PARTS = ("heads", "unseen", "warm")
 SEEDS = {"heads": "0,1,2", "unseen": "0,1,2", "warm": "0,1,2,3,4"}
 SCENARIOS = ("static", "full")
 ITEMS, STEPS = 2_000, 500_000  # of heads and unseen
-KNOWN = ITEMS * 9 // 10
+GROUPS = 10  # of items, one of which is missing
+KNOWN = ITEMS - ITEMS // GROUPS
 SIGNALS = {"1": 1.0, "default": None}  # feature_signal
 IDS = ("true", "false")  # agent.item_ids
 WARM_ITEMS, WARM_STEPS, SCORER_STEPS = 1_000, 400_000, 10_240
@@ -140,87 +142,111 @@ def heads(asked: Asked) -> Iterator[str]:
 # unseen
 
 
-def world_file(asked: Asked, signal: float | None) -> Path:
-    """A world of which a shop may sell only the first items (they are in no order)."""
-    env = {"num_items": ITEMS, "feature_signal": signal, "scenario": "static"}
+def shop(signal: float | None) -> dict[str, Any]:
+    """A shop that sells all items."""
+    return {"num_items": ITEMS, "feature_signal": signal, "scenario": "static"}
+
+
+def group(number: int) -> np.ndarray:
+    """The items of a group (they are in no order)."""
+    return np.array_split(np.arange(ITEMS), GROUPS)[number]
+
+
+def world_file(asked: Asked, signal: float | None, missing: int) -> Path:
+    """The world of that shop with a group moved to the end: one may sell what comes before."""
     name = "default" if signal is None else f"{signal:g}"
-    path = asked.runs_dir / "worlds" / f"items{ITEMS}_signal{name}.npz"
+    path = asked.runs_dir / "worlds" / f"items{ITEMS}_signal{name}_without{missing}.npz"
     if not path.is_file():
+        world = make_env(shop(signal), 1).shop.world
+        last = group(missing)
+        order = np.concatenate([np.setdiff1d(np.arange(ITEMS), last), last])
+        moved = {key: getattr(world.catalogue, key)[order] for key in ARRAYS}
+        scale = world.catalogue.log_price_standard  # summed in another order it would differ
+        catalogue = replace(world.catalogue, **moved, log_price_scale=scale)
         with results.writing(path):
-            worlds.write(make_env(env, 1).shop.world, path)
+            worlds.write(replace(world, catalogue=catalogue), path)
     return path
 
 
-@dataclass(frozen=True)
-class Lost:
-    """Purchase probability that is lost against the best item of a group, mean over shoppers.
+def lost(
+    runs: list[results.RunDirectory], signal: float | None, groups: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Purchase probability lost against the best item of a group, mean over shoppers.
 
-    Attributes:
-        unseen: among the items that entered later.
-        alike: among as many items that it learned with, mean of several such groups.
-        known: among all that it learned with.
-        random: by a random item of those that entered later.
+    Returns:
+        (R, G) by the agents of runs, where all items are sold; (G,) by a random item of the group.
     """
-
-    unseen: float
-    alike: float
-    known: float
-    random: float
-
-
-def lost(directory: results.RunDirectory, path: Path) -> Lost:
-    """What the agent of a run loses where all items of its world are sold."""
-    config = directory.config()
-    env = RecsysVectorEnv(
-        JUDGED, **(config["env"] | {"world": str(path), "num_items": ITEMS, "scenario": "static"})
-    )
+    env = make_env(shop(signal), JUDGED)
     observation, _ = env.reset(seed=derive_seed(Role.EVALUATION, 0))
     oracle = MyopicOracle()
     oracle.bind(env)
     chance_NI = np.asarray(sigmoid(xp, oracle.score(observation)))
-    score_NI = load_agent(config, directory.agent, env, "cpu").score(observation)
+    best_GN = [chance_NI[:, item].max(axis=1) for item in groups]
+    lost_RG = np.empty((len(runs), len(groups)))
+    for r, directory in enumerate(runs):
+        score_NI = load_agent(directory.config(), directory.agent, env, "cpu").score(observation)
+        for g, item in enumerate(groups):
+            chosen_N = item[score_NI[:, item].argmax(axis=1)]
+            lost_RG[r, g] = (best_GN[g] - chance_NI[np.arange(JUDGED), chosen_N]).mean()
+    mean_G = [chance_NI[:, item].mean() for item in groups]
+    return lost_RG, np.mean(best_GN, axis=1) - mean_G
 
-    def among(item: np.ndarray) -> float:
-        chance, chosen_N = chance_NI[:, item], score_NI[:, item].argmax(axis=1)
-        return float((chance.max(axis=1) - chance[np.arange(len(chance)), chosen_N]).mean())
 
-    new, known = np.arange(KNOWN, ITEMS), np.arange(KNOWN)
-    groups = known.reshape(-1, len(new))
-    return Lost(
-        unseen=among(new),
-        alike=float(np.mean([among(group) for group in groups])),
-        known=among(known),
-        random=float((chance_NI[:, new].max(axis=1) - chance_NI[:, new].mean(axis=1)).mean()),
-    )
+@dataclass(frozen=True)
+class Crossed:
+    """What is lost among the group of items that one run missed.
+
+    Attributes:
+        unseen: by that run.
+        seen: by the runs that missed another group, their mean.
+        random: by a random item of the group.
+    """
+
+    unseen: float
+    seen: float
+    random: float
+
+
+def crossed(asked: Asked, signal: float | None, ids: str) -> list[Crossed]:
+    """For every run that is there, if they missed more than one group."""
+    runs, missing = [], []
+    for seed in asked.seeds["unseen"]:
+        number = seed % GROUPS
+        words = [f'env.world="{world_file(asked, signal, number)}"', f"env.num_items={KNOWN}"]
+        words += ["env.scenario=static", "agent.head=two_tower", f"agent.item_ids={ids}"]
+        found = asked.finished([*words, f"total_timesteps={STEPS}", f"seed={seed}"], "end")
+        if found:
+            runs.append(found)
+            missing.append(number)
+    if len(set(missing)) < 2:
+        return []
+    lost_RG, random_G = lost(runs, signal, list(map(group, missing)))
+    saw_RG = np.not_equal.outer(missing, missing)
+    return [
+        Crossed(lost_RG[g, g], lost_RG[saw_RG[:, g], g].mean(), random_G[g])
+        for g in range(len(missing))
+    ]
 
 
 def unseen(asked: Asked) -> Iterator[str]:
     """Items that enter the catalogue after training."""
     yield f"## Items never seen: {KNOWN:,} items in training, {ITEMS - KNOWN} enter afterwards\n"
     yield (
-        "Purchase probability lost against the best item of the group, for "
-        f"{JUDGED:,} shoppers in `static`: among the new items, and among items that the agent "
-        f"learned with ({STEPS:,} steps), as many ({KNOWN // (ITEMS - KNOWN)} groups) or all. "
-        "Mean over training seeds; the ratio is that of new to as many known items.\n"
+        "Purchase probability lost against the best item of a group of "
+        f"{ITEMS - KNOWN}, for {JUDGED:,} shoppers in `static`, after {STEPS:,} steps. Each "
+        "training seed misses another group, so that the loss of the run that never saw a group "
+        "is compared with that of the other runs, which did see it, among the very same items: "
+        "a group that is harder than others is harder for both. Mean over training seeds; the "
+        "ratio is per group, with its 95% bootstrap interval.\n"
     )
-    yield (
-        "| feature_signal | item_ids | seeds | new items | as many known | all known | "
-        "a random new item | ratio |"
-    )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| feature_signal | item_ids | seeds | unseen | the same, seen | a random item | ratio |"
+    yield "|---|---|---|---|---|---|---|"
     for (name, signal), ids in product(SIGNALS.items(), IDS):
-        path = world_file(asked, signal)
-        words = [f'env.world="{path}"', f"env.num_items={KNOWN}", "env.scenario=static"]
-        words += [f"total_timesteps={STEPS}", "agent.head=two_tower", f"agent.item_ids={ids}"]
-        found = [asked.finished([*words, f"seed={seed}"], "end") for seed in asked.seeds["unseen"]]
-        every = [lost(directory, path) for directory in found if directory]
+        every = crossed(asked, signal, ids)
         if every:
-            columns = [
-                estimate([getattr(one, key) for one in every], mean)
-                for key in ("unseen", "alike", "known", "random")
-            ]
-            ratio = estimate([one.unseen / one.alike for one in every], mean)
-            cells = " | ".join(f"{column.value:.3f}" for column in columns)
+            columns = [[getattr(one, key) for one in every] for key in ("unseen", "seen", "random")]
+            cells = " | ".join(f"{np.mean(column):.3f}" for column in columns)
+            ratio = estimate([one.unseen / one.seen for one in every], mean)
             yield f"| {name} | {ids} | {len(every)} | {cells} | {told(ratio, '.2f')} |"
 
 

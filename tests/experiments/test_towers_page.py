@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import results, towers
+from experiments.build import make_env
 from recenv.errors import UsageError
 
 
@@ -48,18 +50,34 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("small")
-def test_what_is_lost_among_new_items(tmp_path: Path) -> None:
-    asked = towers.Asked({part: [0] for part in towers.PARTS}, False, tmp_path)
-    list(towers.unseen(asked))
-    path, found = towers.world_file(asked, 1.0), list(results.find_runs(tmp_path))
-    assert len(found) == 2  # with embeddings of items and without
-    for each in found:
-        of = towers.lost(each, path)
-        assert 0 < of.unseen < 1
-        assert 0 < of.alike < 1
-        # the best of many is better than that of few, and who has learned nothing loses
-        assert of.known > of.alike
-        assert of.random == pytest.approx(of.unseen, abs=0.3)
+def test_the_loss_of_a_group_is_that_of_who_missed_it_and_of_who_did_not(tmp_path: Path) -> None:
+    asked = towers.Asked({part: [0, 1, 12] for part in towers.PARTS}, False, tmp_path)
+    every = towers.crossed(asked, 1.0, "true")
+    runs = sorted(results.find_runs(tmp_path), key=lambda found: found.config()["seed"])
+    lost_RG, random_G = towers.lost(runs, 1.0, [towers.group(number) for number in (0, 1, 2)])
+    assert len(set(lost_RG.ravel())) == 9  # no two of them are alike
+    for g, (one, others) in enumerate(zip(every, [[1, 2], [0, 2], [0, 1]], strict=True)):
+        assert one.unseen == lost_RG[g, g]
+        assert one.seen == pytest.approx(lost_RG[others, g].mean())
+        assert one.random == random_G[g]
+        assert 0 < one.unseen < 1
+        assert one.random == pytest.approx(one.seen, abs=0.3)  # who has learned hardly anything
+    # one group alone, or twice the same, tells nothing
+    assert towers.crossed(replace(asked, seeds={"unseen": [1, 11]}), 1.0, "true") == []
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("missing", [0, 4, 9])
+def test_a_shop_misses_a_group_and_is_else_the_same(missing: int, tmp_path: Path) -> None:
+    asked = towers.Asked({}, False, tmp_path)
+    whole = make_env(towers.shop(None), 1).shop.catalogue
+    world = str(towers.world_file(asked, None, missing))
+    part = make_env({"world": world, "num_items": towers.KNOWN}, 1).shop.catalogue
+    known = np.setdiff1d(np.arange(40), towers.group(missing))
+    assert len(known) == 36
+    # to the bit: that is how an agent knows an item again
+    np.testing.assert_array_equal(part.features_IF, whole.features_IF[known])
+    np.testing.assert_array_equal(part.embedding_ID, whole.embedding_ID[known])
 
 
 @pytest.mark.usefixtures("small")
