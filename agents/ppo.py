@@ -15,6 +15,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from agents.base import MANY, POSITIVE, Bounds, draw
+from agents.interest.perception import BAYES
 from agents.on_device import BACKENDS, DeviceBridge, OnDevice
 from agents.sb3_bridge import SB3Agent, SB3Bridge
 from agents.scorer import Scorer
@@ -208,9 +209,10 @@ class PPOAgent(SB3Agent):
         if self.backend == "sb3":
             return super()._bridge_to(env, first_N)
         if self._before is not None:
+            tuned = "" if self.perception.encoder == BAYES else "agent.freeze_encoder=false, or "
             raise UsageError(
                 "agent.backend=device has no interest model before the policy: take "
-                "agent.freeze_encoder=false, or agent.backend=sb3"
+                f"{tuned}agent.backend=sb3"
             )
         return DeviceBridge(env, self.training_seed, self.reward_scale, first_N, self._torch)
 

@@ -28,7 +28,7 @@ import polars as pl
 from agents import checkpoint
 from agents.base import Agent, OnlineAgent, stagger
 from agents.interest.model import InterestModel, Training, fit, make_model
-from agents.interest.perception import Perception
+from agents.interest.perception import BAYES, Perception
 from agents.interest.reading import behaviour_of
 from agents.references import Random
 from agents.sb3_bridge import SB3Agent
@@ -140,6 +140,8 @@ class Loop:
                 )
         if agent.get("backend", "sb3") != "sb3":
             raise UsageError("a loop serves shoppers on numpy: leave out agent.backend")
+        if agent.get("encoder") == BAYES:
+            raise UsageError("a loop trains encoders on its logs: encoder=bayes learns nothing")
         if self.reads and not agent.get("freeze_encoder", True):
             raise UsageError(
                 "a loop trains the interest model on its logs: leave out agent.freeze_encoder"

@@ -101,6 +101,8 @@ def test_what_it_cannot_do_is_refused() -> None:
     behaviour = make_env(observation="behaviour", history=3)
     with pytest.raises(UsageError, match=r"agent.backend=device has no interest model"):
         make_agent(PPOAgent, behaviour, backend="device", encoder="gru", pretrain_steps=64)
+    with pytest.raises(UsageError, match=r"policy: take agent.backend=sb3$"):
+        make_agent(PPOAgent, behaviour, backend="device", encoder="bayes")
 
     class Elsewhere(RecsysVectorEnv):
         pass

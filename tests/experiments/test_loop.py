@@ -351,6 +351,7 @@ def test_a_users_mistake_is_one_line(runs_dir: Path, whole: Any) -> None:
         ("ppo", "env.observation=latent", "env.observation=behaviour"),
         ("ppo", "agent.pretrain_steps=100", "leave out agent.pretrain_steps"),
         ("ppo", "agent.freeze_encoder=false", "leave out agent.freeze_encoder"),
+        ("ppo", "encoder=bayes", "encoder=bayes learns nothing"),
         ("random", "agent=rotation", "whole sessions"),
         ("random", "env=gate", "gate"),
         ("random", "rounds=0", "rounds"),
