@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,19 +84,20 @@ def test_ppo_on_interest_models_is_compared_and_drawn(
     usual = behaviour.variants
 
     def tiny(*asked: object) -> list[Variant]:
-        return [Variant(of.label, (*of.words, *TINY)) for of in usual(*asked)]
+        return [replace(of, words=(*of.words, *TINY)) for of in usual(*asked)]
 
     monkeypatch.setattr(behaviour, "variants", tiny)
     words = [f"runs_dir={tmp_path / 'runs'}", f"out={tmp_path / 'page'}", "seeds=0,1"]
-    words += ["steps=2000", "pretrain=600"]
+    words += ["steps=2000", "pretrain=600", "views=0,0.5"]
     behaviour.main(words)
     page = (tmp_path / "page.md").read_text()
     assert (tmp_path / "page.png").stat().st_size > 10_000
-    assert page.count("| 2 |") == 4
-    assert "over the last interaction alone" in page
+    assert page.count("| 2 |") == 6
+    assert page.count("over the last interaction alone") == 2
+    assert "**gru, pretrained, 0.5 views**" in page
     assert "runs_dir" not in page
     runs = list(results.find_runs(tmp_path / "runs"))
-    assert len(runs) == 8
+    assert len(runs) == 12
     for run in runs:
         assert run.evaluations()["timesteps"][-1] >= 2000
     before = [run.path.stat().st_mtime for run in runs]
@@ -111,6 +113,8 @@ def test_ppo_on_interest_models_is_compared_and_drawn(
         ("encoders=lstm", "unknown encoder"),
         ("worlds=x", "worlds must be"),
         ("steps=0", "steps must"),
+        ("views=often", "views must be"),
+        ("views=-1", "views must lie"),
         ("draw=maybe", "draw must be"),
         ("draw=true", "no finished run"),
     ],
