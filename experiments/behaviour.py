@@ -49,6 +49,7 @@ from recenv.shop import BOUNDS, as_number
 HISTORY = 20
 LATENT, LAST = "latent state", "last interaction alone"
 BAYES = "Bayes filter that knows the shop"
+STYLES = ("-", "--", ":", "-.")  # by how much is seen of browsing
 ABOVE_LAST, OF_LATENT = 0.05, 0.75  # what is claimed
 
 
@@ -63,7 +64,7 @@ class Variant:
     @property
     def title(self) -> str:
         """The label, and what is seen besides."""
-        return f"{self.label}, {self.views:g} views" if self.views else self.label
+        return f"{self.label}, views {self.views:g}" if self.views else self.label
 
 
 def variants(
@@ -183,19 +184,25 @@ def _holds(true: bool) -> str:
 
 
 def draw(found: list[Curves], pretrain: int, out: Path) -> Path:
-    """Learning curves, a line per variant."""
+    """Learning curves: a colour for every way of seeing, a line style for what is seen besides."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.axhline(1.0, color="0.35", linewidth=1.0, linestyle=":")
     axis.axhline(0.0, color="0.35", linewidth=1.0, linestyle=":")
-    looks = zip(plot.COLOURS, plot.MARKERS, strict=True)
-    for of, (colour, marker) in zip(found, looks, strict=False):
+    labels = list(dict.fromkeys(of.of.label for of in found))
+    rates = sorted({of.of.views for of in found})
+    for of in found:
+        look = labels.index(of.of.label) % len(plot.COLOURS)
+        style = STYLES[rates.index(of.of.views) % len(STYLES)]
         mean_E, low_E, high_E = of.score_RE.mean(0), of.score_RE.min(0), of.score_RE.max(0)
         if len(of.score_RE) > 1:
             mean_E, low_E, high_E = curve_interval(of.score_RE, generator(Role.STATISTICS, 0))
         label = f"{of.of.title} ({of.final:.2f})"
-        axis.plot(of.timesteps_E, mean_E, color=colour, marker=marker, label=label, markersize=4)
+        colour, marker = plot.COLOURS[look], plot.MARKERS[look]
+        axis.plot(
+            of.timesteps_E, mean_E, style, color=colour, marker=marker, label=label, markersize=4
+        )
         axis.fill_between(of.timesteps_E, low_E, high_E, color=colour, alpha=0.15, linewidth=0)
     axis.axvline(pretrain, color="0.6", linewidth=0.8)
     axis.annotate(

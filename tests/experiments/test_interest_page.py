@@ -94,7 +94,7 @@ def test_ppo_on_interest_models_is_compared_and_drawn(
     assert (tmp_path / "page.png").stat().st_size > 10_000
     assert page.count("| 2 |") == 6
     assert page.count("over the last interaction alone") == 2
-    assert "**gru, pretrained, 0.5 views**" in page
+    assert "**gru, pretrained, views 0.5**" in page
     assert "runs_dir" not in page
     runs = list(results.find_runs(tmp_path / "runs"))
     assert len(runs) == 12
