@@ -134,7 +134,7 @@ class OnDevice(OnPolicyAlgorithm):
                 following, paid_N, terminated_N, truncated_N, info = env.env.step(action_N)
                 reward_N = env.reward_scale * paid_N
                 if self.num_timesteps < env.cut_until:
-                    ahead_N1 = self.policy.predict_values(info["final_obs"])
+                    ahead_N1 = self.policy.predict_values(env.env.final_observation())
                     reward_N = reward_N + self.gamma * truncated_N * ahead_N1[:, 0]
             done_N = terminated_N | truncated_N
             steps.append((seen_NS, action_N, reward_N, done_N, value_N1[:, 0], log_share_N))

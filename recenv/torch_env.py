@@ -9,13 +9,14 @@ import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
+from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
-from recenv.dynamics import State, Tables, Traits
+from recenv.dynamics import Outcome, State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError, check_options
 from recenv.gate import GateShop
 from recenv.population import Sessions, decode_luck, initial_state
@@ -31,11 +32,12 @@ Tensor = torch.Tensor
 OPTIONS = ("first_session_steps",)  # of reset
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 SURE_STEPS = 4  # for which newcomers are sure to last once the host has looked
-# Of inductor: all sizes are fixed and every index is in range, so that nothing need be checked.
+# Of torch.compile: all sizes are fixed and every index is in range: nothing need be checked.
 UNCHECKED: dict[str, Any] = {
     "size_asserts": False,
     "alignment_asserts": False,
     "assert_indirect_indexing": False,
+    "guard_filter_fn": lambda guards: [False] * len(guards),
 }
 
 
@@ -69,12 +71,11 @@ class Told(NamedTuple):
     """What a step returns, before it is put into words."""
 
     observation: Tensor  # (N, S)
-    final: Tensor  # (N, S) before newcomers came in
     event: Tensor  # (N,)
     purchase: Tensor  # (N,) a term of the reward, as the next
     leaving: Tensor  # (N,)
     reward: Tensor  # (N,)
-    terminated: Tensor  # (N,)
+    terminated: Tensor  # (N,) bytes, as the next
     truncated: Tensor  # (N,)
     revealed: dict[str, Tensor]
 
@@ -134,10 +135,14 @@ class RecsysTorchEnv:
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.tables = Tables(*(self._tensor(table) for table in self.shop.tables))
+        if compile:  # vectors of bytes are taken apart, and only what is told is small
+            self.tables = self.tables._replace(tick=self.tables.tick.to(torch.int32))
         lenses = self.shop.lenses
         self.lenses = None if lenses is None else Lenses(*map(self._tensor, lenses))
         self._arrivals = self.shop.arrivals(num_envs, decoded=False)
         self._slots: Slots | None = None
+        # of the last step: who was there, their luck, and what was done
+        self._before: tuple[Slots, tuple[Tensor, ...], Tensor] | None = None
         # from the first reset on
         self._queue: Queue
         self._next: Tensor  # () how many have come in: the arrival of the next newcomer
@@ -185,7 +190,7 @@ class RecsysTorchEnv:
         self._slots = self._enter(self._queue, arrival_N)
         self._next = self._next + self.num_envs
         self._count()
-        self._steps_left = 0
+        self._steps_left, self._before = 0, None
         if first_N is not None:
             cut_N = torch.as_tensor(session_steps(first_N, self.num_envs), device=self.device)
             left_N = self.shop.horizon - cut_N.clamp(max=self._max_steps)
@@ -210,8 +215,8 @@ class RecsysTorchEnv:
 
         Returns:
             observation (N, S), reward (N,), terminated (N,), truncated (N,) and info:
-            event, purchase and leaving terms, shopper_id, and ``final_obs`` (N, S), what
-            each shopper looked like before a newcomer took her place.
+            event, purchase and leaving terms, and shopper_id. How those looked whose session
+            is over tells ``final_observation``.
         """
         slots, action_N = self._met(), self._validate(action_N)
         if self._steps_left == 0:
@@ -223,6 +228,7 @@ class RecsysTorchEnv:
             slots, self._queue, self._next, luck_N, action_N
         )
         self._check(valid)
+        self._before = slots, luck_N, action_N
         self._slots, self._next = after, following
         self._steps_left -= 1
         if self._steps_left == 1:
@@ -233,9 +239,23 @@ class RecsysTorchEnv:
             "purchase": told.purchase,
             "leaving": told.leaving,
             **told.revealed,
-            "final_obs": told.final,
         }
-        return told.observation, told.reward, told.terminated, told.truncated, info
+        ends = told.terminated.view(torch.bool), told.truncated.view(torch.bool)
+        return told.observation, told.reward, *ends, info
+
+    def final_observation(self) -> Tensor:
+        """What each shopper looked like at the end of the last step, before newcomers took the
+        places of those who left (N, S).
+
+        It is worked out when it is asked for: it would be a third of what a step writes.
+
+        Raises:
+            UsageError: there was no step since the shop was filled.
+        """
+        if self._before is None:
+            raise UsageError("nothing has ended yet: call step() first")
+        going = self._respond(self._before[0], self._queue, *self._before[1:])[1]
+        return self._observe(self._queue, going)
 
     def checkpoint(self) -> dict[str, Any]:
         """All that decides what comes next: nested dictionaries of tensors, arrays and of what
@@ -272,7 +292,7 @@ class RecsysTorchEnv:
             self._slots = None
             raise UsageError(f"this checkpoint is not of such an environment: {error}") from None
         self._count()
-        self._steps_left = 0
+        self._steps_left, self._before = 0, None
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
@@ -280,12 +300,22 @@ class RecsysTorchEnv:
     @cached_property
     def _advance(self) -> Callable[..., tuple[Slots, Tensor, Tensor, Told]]:
         """``_tick``, fused where that was asked for."""
+        if not self.compile:
+            return self._tick
+        # What is compiled is kept with the code of a function, to be used again where its guards
+        # allow. Here they would take as long as a small step, and nothing that they look at ever
+        # changes, so that there are none; but no other environment must use the same code.
+        own = FunctionType(RecsysTorchEnv._tick.__code__.replace(), globals())
         # sizes never change, and whatever could not be fused should be heard of
-        return (
-            torch.compile(self._tick, dynamic=False, fullgraph=True, options=UNCHECKED)
-            if self.compile
-            else self._tick
+        fused = torch.compile(
+            MethodType(own, self), dynamic=False, fullgraph=True, options=UNCHECKED
         )
+        # It is compiled for copies: two arguments that are one tensor, as they may be in a first
+        # step, would be taken for one ever after.
+        item_N = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        arguments = self._met(), self._queue, self._next, (item_N.to(torch.int32),), item_N
+        fused(*_map(arguments, torch.clone))
+        return fused
 
     def _tick(
         self,
@@ -298,43 +328,52 @@ class RecsysTorchEnv:
         """A step as a function of tensors alone: the slots after it, the arrival of the next
         newcomer, whether all actions are valid, and what is told."""
         shop, candidate_N = self.shop, self._candidate(queue, slots)
-        state, traits = slots.state, slots.traits
-        last = shop.num_actions - 1
-        valid = ((action_N >= 0) & (action_N <= last)).all()
-        action_N = action_N.clamp(0, last)
+        inside_N = action_N.clamp(0, shop.num_actions - 1)
+        outcome, going, truncated_N = self._respond(slots, queue, luck_N, inside_N)
+        revealed = (
+            shop.reveal(xp, self.tables, slots.state, slots.traits, inside_N, candidate_N)
+            if shop.settings.reveal
+            else {}
+        )
+        # newcomers come in in the order of their arrival
+        over_N = (outcome.terminated | truncated_N).to(torch.int32)
+        come_N = torch.cumsum(over_N, 0, dtype=torch.int32)
+        arrival_N = next_ + come_N - 1
+        after = _either(over_N, self._enter(queue, arrival_N), going)
+        terms = outcome.purchase_reward, outcome.leaving_charge
+        told = Told(
+            self._observe(queue, after),
+            outcome.event.to(torch.int8),
+            *terms,
+            terms[0] + terms[1],
+            _bytes(outcome.terminated),
+            _bytes(truncated_N),
+            revealed,
+        )
+        valid = (inside_N == action_N).all()
+        return after, next_ + come_N[-1], valid, told
+
+    def _respond(
+        self, slots: Slots, queue: Queue, luck_N: tuple[Tensor, ...], action_N: Tensor
+    ) -> tuple[Outcome, Slots, Tensor]:
+        """What the actions lead to, the slots with nobody replaced, and whose session is cut."""
+        shop, candidate_N = self.shop, self._candidate(queue, slots)
         threshold_N, drift_row_N = luck_N if len(luck_N) > 1 else decode_luck(luck_N[0], xp)
         outcome = shop.advance(
             xp,
             self.tables,
-            state,
-            traits,
+            slots.state,
+            slots.traits,
             action_N,
             candidate_N,
             threshold_N.to(self.dtype),
             drift_row_N,
         )
-        revealed = (
-            shop.reveal(xp, self.tables, state, traits, action_N, candidate_N)
-            if shop.settings.reveal
-            else {}
-        )
         item_N = shop.shown(xp, action_N, candidate_N)
         memory = shop.remember(xp, self.lenses, slots.memory, item_N, outcome.event)
         going = slots._replace(state=outcome.state, memory=memory, luck=slots.luck + 1)
         truncated_N = (outcome.state.remaining <= slots.cut) & ~outcome.terminated
-        final_NS = self._observe(queue, going)
-        # newcomers come in in the order of their arrival
-        over_N = (outcome.terminated | truncated_N).to(torch.int32)
-        come_N = torch.cumsum(over_N, 0)  # whole numbers of 64 bits
-        arrival_N = next_ + come_N - 1
-        after = _either(over_N, self._enter(queue, arrival_N), going)
-        observation_NS = self._observe(queue, after)
-        terms = outcome.purchase_reward, outcome.leaving_charge
-        ends = outcome.terminated, truncated_N
-        told = Told(
-            observation_NS, final_NS, outcome.event, *terms, terms[0] + terms[1], *ends, revealed
-        )
-        return after, next_ + come_N[-1], valid, told
+        return outcome, going, truncated_N
 
     def _enter(self, queue: Queue, arrival_N: Tensor) -> Slots:
         """Those of these arrivals, with nothing recommended yet."""
@@ -472,15 +511,14 @@ class RecsysGateTorchEnv(RecsysTorchEnv):
     shop_class: ClassVar[type[Shop]] = GateShop
 
 
-def _map(queue: Queue, function: Any) -> Queue:
-    return Queue(
-        function(queue.shopper_id),
-        function(queue.interest),
-        function(queue.patience),
-        Traits(*map(function, queue.traits)),
-        tuple(map(function, queue.luck)),
-        None if queue.candidate is None else function(queue.candidate),
-    )
+def _map(leaf: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same named tuples of other tensors."""
+    if isinstance(leaf, Tensor):
+        return function(leaf)
+    if leaf is None:
+        return None
+    parts = [_map(part, function) for part in leaf]
+    return type(leaf)(*parts) if hasattr(leaf, "_fields") else tuple(parts)
 
 
 def _row(queue: Queue, arrival: Tensor) -> Tensor:
@@ -539,6 +577,11 @@ def _either(choice_N: Tensor, new: Slots, old: Slots) -> Slots:
 
     slots: Slots = chosen(new, old)
     return slots
+
+
+def _bytes(true_N: Tensor) -> Tensor:
+    """Bools as numbers: inductor writes vectors of bools one by one."""
+    return true_N.to(torch.int32).to(torch.uint8)
 
 
 def _chosen(choice_N: Tensor, new_N: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_the_torch_env_meets_the_shoppers_of_the_vector_env(
         for name in ("purchase_probability", "regret"):
             near(other_info[name], told[name])
         for slot in np.flatnonzero(terminated_N):
-            near(other_info["final_obs"][slot], info["final_obs"][slot])
+            near(tensors.final_observation()[slot], info["final_obs"][slot])
         sessions += int(terminated_N.sum())
         other_info = {"shopper_id": tensors.shopper_id_N}
     assert sessions > 24 * num_envs

@@ -151,13 +151,13 @@ def test_sessions_are_cut_like_those_of_the_vector_env() -> None:
     for _ in range(60):
         item_N = rng.integers(12, size=N)
         seen, reward_N, terminated_N, truncated_N, info = vector.step(item_N)
-        other, *rest, told = tensors.step(torch.as_tensor(item_N))
+        other, *rest, _ = tensors.step(torch.as_tensor(item_N))
         np.testing.assert_allclose(other, seen, rtol=1e-4, atol=1e-5)
         for ours, theirs in zip((reward_N, terminated_N, truncated_N), rest, strict=True):
             np.testing.assert_array_equal(theirs, ours)
         for slot in np.flatnonzero(truncated_N):
             np.testing.assert_allclose(
-                told["final_obs"][slot], info["final_obs"][slot], rtol=1e-4, atol=1e-5
+                tensors.final_observation()[slot], info["final_obs"][slot], rtol=1e-4, atol=1e-5
             )
         cut += int(truncated_N.sum())
     assert cut > 20
@@ -236,15 +236,30 @@ def test_no_step_waits_for_the_device() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_is_the_same_step() -> None:
-    plain, compiled = made(), made(compile=True)
+def test_compiled_steps_are_the_same_steps() -> None:
+    """Two shops at once: what is compiled for one must not serve the other."""
+    shops = [{}, {"observation": "behaviour", "history": 3, "world_seed": 1, "num_items": 9}]
+    pairs = [(made(**keywords), made(compile=True, **keywords)) for keywords in shops]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        item_N = torch.randint(12, (N,), generator=generator)
-        *ours, info = plain.step(item_N)
-        *theirs, other = compiled.step(item_N)
-        for one, two in zip([*ours, *info.values()], [*theirs, *other.values()], strict=True):
-            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    for t in range(60):
+        item_N = torch.randint(9, (N,), generator=generator)
+        with torch.set_grad_enabled(t < 30):  # learners look on without gradients
+            for plain, compiled in pairs:
+                *ours, info = plain.step(item_N)
+                *theirs, other = compiled.step(item_N)
+                ours += [*info.values(), plain.final_observation()]
+                theirs += [*other.values(), compiled.final_observation()]
+                for one, two in zip(ours, theirs, strict=True):
+                    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_nobody_has_left_a_shop_that_was_just_filled(refuses: Any) -> None:
+    env = made()
+    play(env, 3)
+    assert env.final_observation().shape == env.observation_space.shape
+    env.reset()
+    with refuses("nothing has ended yet"):
+        env.final_observation()
 
 
 def test_compile_is_a_switch(refuses: Any) -> None:
