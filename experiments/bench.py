@@ -15,6 +15,8 @@ Arguments:
                   catalogue         the cost of a catalogue of a million items
                   sweep             the vector env over numbers of shoppers and of items
                   training          agents, against stable-baselines3's own route
+                  skrl              agent.backend=device, against skrl's PPO on the same torch env
+                                    (extra dev)
                   bandit            disjoint LinUCB against mabwiser's (extra dev), and the
                                     shared model at a large catalogue against a small one
                   torch             the compiled torch env, against the vector env on numpy

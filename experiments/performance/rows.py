@@ -29,6 +29,7 @@ from experiments.performance.sides import (
     torch_side,
     vector_side,
 )
+from experiments.performance.skrl_side import skrl_side
 from recenv.errors import UsageError
 from recenv.population import Arrivals
 from recenv.vector_env import RecsysVectorEnv
@@ -211,6 +212,18 @@ def training(bench: Bench) -> Iterator[Result]:
         )
 
 
+def skrl(bench: Bench) -> Iterator[Result]:
+    """Why ``agent.backend=device`` has a loop of its own."""
+    sizes = bench.sizes
+    yield bench.compare(
+        "skrl",
+        "training of agent=ppo agent.backend=device: full, default keywords, cpu, one thread",
+        "skrl's PPO on the same torch env, networks as wide, as many minibatches and epochs",
+        (agent_side("ppo", sizes, backend="device"), skrl_side(sizes)),
+        sizes.train_rounds,
+    )
+
+
 def time_to_score(bench: Bench) -> Iterator[Result]:
     """Seconds of learning until the score is there, by seeds."""
     found = times(bench.sizes, bench.out, bench.clock, bench.now)
@@ -369,6 +382,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "catalogue": catalogue,
     "sweep": sweep,
     "training": training,
+    "skrl": skrl,
     "bandit": bandit,
     "torch": torch_env,
     "memory": memory,

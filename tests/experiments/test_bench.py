@@ -100,6 +100,7 @@ UNASKED = {
     "training_dqn",
     "training_scorer",
     "training_linucb",
+    "skrl",
 }
 
 
