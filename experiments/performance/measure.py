@@ -103,7 +103,7 @@ class Result:
         rounds: how often the sides took turns.
         clock: by which they were timed, see ``CLOCKS``.
         floor, ceiling: what is asked of the ratio.
-        commit: the code that was measured, where that is not the report's.
+        commit, cpu: the code that was measured, and where, if the row is older than the report.
     """
 
     row: str
@@ -120,6 +120,7 @@ class Result:
     floor: float | None = None
     ceiling: float | None = None
     commit: str | None = None
+    cpu: str | None = None
 
     @property
     def verdict(self) -> str | None:

@@ -79,8 +79,8 @@ def with_old(report: dict[str, Any], path: Path) -> dict[str, Any]:
     if not path.is_file():
         return report
     old = read(path)
-    commit = old["machine"].get("git")
-    kept = [replace(row, commit=row.commit or commit) for row in old["rows"]]
+    commit, cpu = (old["machine"].get(name) for name in ("git", "cpu"))
+    kept = [replace(row, commit=row.commit or commit, cpu=row.cpu or cpu) for row in old["rows"]]
     rows = {row.row: row for row in (*kept, *report["rows"])}
     return report | {"rows": list(rows.values())}
 
@@ -176,7 +176,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"- **{row.row}**: {row.what}" + (f"; against {row.against}" if row.against else "")
         for row in report["rows"]
     )
-    older = "\n".join(f"- code of {', '.join(of)}: {commit}" for commit, of in _older(report))
+    older = "\n".join(f"- code of {', '.join(of)}: {origin}" for origin, of in _older(report))
     facts += f"\n{older}" if older else ""
     missing = [f"- {name}: {why}" for name, why in NOT_HERE.items() if not _there(name, report)]
     absent = "## What is not measured here\n\n" + "\n".join(missing) + "\n\n" if missing else ""
@@ -184,11 +184,14 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _older(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The commits of rows that were kept, and which these are."""
+    """Where rows that were kept come from (commit, and the processor if it was another), and which
+    these are."""
     rows: dict[str, list[str]] = {}
     for row in report["rows"]:
         if row.commit:
-            rows.setdefault(row.commit, []).append(row.row)
+            elsewhere = row.cpu if row.cpu != report["machine"]["cpu"] else None
+            origin = f"{row.commit}, on {elsewhere}" if elsewhere else row.commit
+            rows.setdefault(origin, []).append(row.row)
     return list(rows.items())
 
 

@@ -77,6 +77,7 @@ FIELDS = {
     "floor",
     "ceiling",
     "commit",
+    "cpu",
     "verdict",
 }
 ASKED = {
@@ -489,14 +490,19 @@ def test_rows_are_added_to_those_that_are_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bench, "QUICK", TINY)
-    assert run_command(monkeypatch, "quick=true", "rows=memory", f"out={tmp_path}") == 0
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(page, "_cpu", lambda: "an abacus")
+        assert run_command(monkeypatch, "quick=true", "rows=memory", f"out={tmp_path}") == 0
     fabricate(monkeypatch, 1.0)
     assert run_command(monkeypatch, f"out={tmp_path}", "add=true") == 0
     report = json.loads((tmp_path / "performance.json").read_text())
     assert [row["row"] for row in report["rows"]] == ["memory", "vector"]
-    # what was kept says which code it measured
+    # what was kept says which code it measured, and where
     commits = [row["commit"] for row in report["rows"]]
     assert commits == [versions()["git"], None]
+    assert (
+        f"code of memory: {commits[0]}, on an abacus" in (tmp_path / "performance.md").read_text()
+    )
     assert run_command(monkeypatch, f"out={tmp_path}") == 0
     report = json.loads((tmp_path / "performance.json").read_text())
     assert [row["row"] for row in report["rows"]] == ["vector"]
