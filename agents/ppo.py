@@ -109,7 +109,7 @@ class CriticFirst(OnPolicyAlgorithm):
     item_epochs = 0
     policy: Any
     rollout_buffer: Any
-    batch_size: int
+    batch_size: Any
 
     def train(self) -> None:
         networks = self.policy.mlp_extractor.networks

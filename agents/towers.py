@@ -91,9 +91,12 @@ class ItemTower(nn.Module):
         with torch.no_grad():
             self.feature.weight[-1].zero_()
         if self.bend is not None:
-            nn.init.kaiming_normal_(self.bend[0].weight, nonlinearity="relu")
-            nn.init.zeros_(self.bend[0].bias)
-            nn.init.zeros_(self.bend[-1].weight)
+            first, last = self.bend[0], self.bend[-1]
+            assert isinstance(first, nn.Linear)
+            assert isinstance(last, nn.Linear)
+            nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+            nn.init.zeros_(first.bias)
+            nn.init.zeros_(last.weight)
 
     def forward(self, item_N: Tensor | None = None) -> Tensor:
         """(I, width + 1), or (N, width + 1) of one item each."""

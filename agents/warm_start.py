@@ -52,8 +52,7 @@ def take_over(scorer: Scorer, hidden: nn.Linear, head: TwoTowerHead, scale: floa
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
     hidden.load_state_dict(first.state_dict())
-    width = last.out_features
-    bias_W = last.bias
+    width, bias_W = last.out_features, last.bias.data
     if network.shopper_id is not None:  # to a policy everybody is a stranger
         bias_W = bias_W + network.shopper_id.weight[-1]
     for query, worth in ((head.query, scale), (head.guess, 1.0)):
