@@ -112,8 +112,8 @@ def heads(asked: Asked) -> Iterator[str]:
         "95% bootstrap interval. PPO with the same settings but for `agent.head`: "
         f"`{' '.join(LARGE)}`, chosen on other worlds.\n"
     )
-    yield "| scenario | head | seeds | return | of the myopic oracle | seconds |"
-    yield "|---|---|---|---|---|---|"
+    yield "| scenario | head | seeds | return | of the myopic oracle |"
+    yield "|---|---|---|---|---|"
     verdicts = []
     for scenario in SCENARIOS:
         values: dict[str, Estimate] = {}
@@ -127,10 +127,8 @@ def heads(asked: Asked) -> Iterator[str]:
             if runs:
                 values[head] = value = estimate([r.summary()["return_mean"] for r in runs])
                 share = estimate([of_myopic(r) for r in runs])
-                seconds = np.mean([r.summary()["train_seconds"] for r in runs])
                 yield (
-                    f"| {scenario} | {head} | {len(runs)} | {told(value, '.2f')} | "
-                    f"{told(share)} | {seconds:.0f} |"
+                    f"| {scenario} | {head} | {len(runs)} | {told(value, '.2f')} | {told(share)} |"
                 )
         if len(values) == 2:
             apart = values["two_tower"].low > values["flat"].high
