@@ -103,8 +103,8 @@ class ItemTower(nn.Module):
         own_IW = self.own if self._own_IW is None else self._own_IW
         feature_IF = self.feature_IF
         if item_N is not None:
-            feature_IF = feature_IF[item_N]
-            own_IW = None if own_IW is None else own_IW[item_N]
+            feature_IF = feature_IF.index_select(0, item_N)
+            own_IW = None if own_IW is None else own_IW.index_select(0, item_N)
         tower_IW: Tensor = self.feature(feature_IF)
         if self.bend is not None:
             tower_IW = tower_IW + self.bend(feature_IF)
