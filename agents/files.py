@@ -35,6 +35,9 @@ def fitting(tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Te
     """
     for name in sorted(tensors.keys() | like.keys()):
         found, wanted = (tuple(t[name].shape) if name in t else None for t in (tensors, like))
+        if found is None or wanted is None:
+            lacks = "it lacks" if found is None else "this agent has no"
+            raise UsageError(f"{lacks} {name}, so another version saved it: train it again")
         if found != wanted:
             raise UsageError(
                 f"it holds {name} of shape {found}, this agent in this shop has {wanted}: "

@@ -72,6 +72,7 @@ class DeviceRollout:
             advantage_TN.flatten(),
             return_TN.flatten(),
         )
+        self.observations, self.actions = seen_TNS, action_TN
         # stable-baselines3 compares these two once an update, on the host
         self.values, self.returns = value_TN.cpu().numpy(), return_TN.cpu().numpy()
 
@@ -145,6 +146,7 @@ class OnDevice(OnPolicyAlgorithm):
             done_N = terminated_N | truncated_N
             steps.append((seen_NS, action_N, reward_N, done_N, value_N1[:, 0], log_share_N))
             earned.append(paid_N)
+            env.bought.append(info["purchase"] > 0)
             self._last_obs = seen_NS = following
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from agents.base import MANY, POSITIVE, Bounds, draw
 from agents.interest.perception import BAYES
@@ -99,17 +101,44 @@ class CriticFirst(OnPolicyAlgorithm):
     """Mixed into PPO it leaves the actor as it is for the first ``critic_first`` steps.
 
     An actor that begins well would be led astray by the advantages of a critic that has
-    learned nothing.
+    learned nothing. Afterwards its towers look at what was bought in every rollout
+    ``item_epochs`` times before the policy does, if they have a query for that.
     """
 
     critic_first = 0
+    item_epochs = 0
     policy: Any
+    rollout_buffer: Any
+    batch_size: Any
 
     def train(self) -> None:
         networks = self.policy.mlp_extractor.networks
+        learns = not self.critic_first or self.num_timesteps > self.critic_first
         for module in (self.policy.action_net, networks.policy_net) if self.critic_first else ():
-            module.requires_grad_(self.num_timesteps > self.critic_first)
+            module.requires_grad_(learns)
+        if self.item_epochs and learns:
+            self._learn_purchases()
         super().train()
+
+    def _learn_purchases(self) -> None:
+        """Teach the item tower, and the actor's hidden layers, what was bought."""
+        rollout, policy, losses = self.rollout_buffer, self.policy, []
+        assert isinstance(self.env, SB3Bridge)
+        seen_NS = torch.as_tensor(rollout.observations, device=self.device).flatten(0, 1)
+        item_N = torch.as_tensor(rollout.actions, device=self.device).flatten().long()
+        bought_N = torch.stack([torch.as_tensor(step_N) for step_N in self.env.bought]).flatten()
+        bought_N = bought_N.to(self.device, torch.float32)
+        self._update_learning_rate(policy.optimizer)
+        for _ in range(self.item_epochs):
+            order = torch.randperm(len(item_N), device=self.device)
+            for row in order.split(self.batch_size):
+                log_odds = policy.log_odds(seen_NS[row], item_N[row])
+                loss = binary_cross_entropy_with_logits(log_odds, bought_N[row])
+                policy.optimizer.zero_grad()
+                loss.backward()
+                policy.optimizer.step()
+                losses.append(loss.detach())
+        self.logger.record("train/purchase_loss", float(torch.stack(losses).mean()))
 
 
 class CriticFirstPPO(CriticFirst, PPO):
@@ -125,6 +154,8 @@ class PPOAgent(SB3Agent):
 
     Args: those of ``SB3Agent`` and of stable-baselines3's PPO; ``minibatches`` replaces
     its ``batch_size``, so that the number of shoppers can change alone.
+        item_epochs: passes over each rollout in which the item tower of ``head=two_tower``
+            learns to tell what was bought, before those of PPO; 0: it learns from PPO alone.
         anneal: share of ``learning_rate`` that is left at the end of ``learn``; it falls in a
             straight line over the steps asked for. 1: it stays as it is.
         actor_arch: widths of the actor's hidden layers where they are not ``net_arch``; after
@@ -144,6 +175,7 @@ class PPOAgent(SB3Agent):
         | HYPERPARAMETERS
         | {
             "minibatches": (1, MANY),
+            "item_epochs": (0, MANY),
             "actor_arch": (1, 65_536),
             "temperature": (POSITIVE, 1e6),
         }
@@ -155,6 +187,7 @@ class PPOAgent(SB3Agent):
         n_steps: int = 10,
         minibatches: int = 4,
         n_epochs: int = 5,
+        item_epochs: int = 5,
         learning_rate: float = 3e-3,
         anneal: float = 1.0,
         gamma: float = 0.97,
@@ -174,8 +207,8 @@ class PPOAgent(SB3Agent):
             self.algorithm = DevicePPO
         self.minibatches = minibatches
         self.actor_arch = None if actor_arch is None else self.widths("actor_arch", actor_arch)
-        self.temperature = temperature
-        self.check(temperature=temperature)
+        self.temperature, self.item_epochs = temperature, item_epochs
+        self.check(temperature=temperature, item_epochs=item_epochs)
         given = locals()
         self.given = {name: given[name] for name in HYPERPARAMETERS}
         self.check(minibatches=minibatches, **self.given)
@@ -196,6 +229,19 @@ class PPOAgent(SB3Agent):
         batch_size = self.num_envs * self.given["n_steps"] // self.minibatches
         own = {name: value for name, value in self.given.items() if name != "anneal"}
         return own | {"batch_size": batch_size, "learning_rate": self._rate()}
+
+    @property
+    def guesses(self) -> bool:
+        return self.item_epochs > 0
+
+    def _make(self) -> BaseAlgorithm:
+        model = super()._make()
+        assert isinstance(model, CriticFirst)
+        if self.two_tower and self.guesses:
+            model.item_epochs = self.item_epochs
+            assert isinstance(model.env, SB3Bridge)
+            model.env.bought = deque(maxlen=self.given["n_steps"])
+        return model
 
     def _rate(self) -> float | Callable[[float], float]:
         """The learning rate, or what it is where a share of learning remains."""
@@ -261,6 +307,7 @@ class PPOAgent(SB3Agent):
     def settings(self) -> dict[str, Any]:
         own = {
             "minibatches": self.minibatches,
+            "item_epochs": self.item_epochs,
             "actor_arch": self.actor_arch,
             "temperature": self.temperature,
             "backend": self.backend,

@@ -29,6 +29,7 @@ from agents.base import (
     Prediction,
     SessionMeter,
     as_batch,
+    bought,
     describe,
     global_states,
     seed_globals,
@@ -81,6 +82,8 @@ class SB3Bridge(VecEnv):
         self.meter = SessionMeter(env.num_envs, env.shop.horizon)
         self.reader = reader
         self.memory: torch.Tensor | None = None  # of the reader, (N, ...)
+        # what was bought (N,) in the last steps, for who says how many: rewards tell other things
+        self.bought: deque[Any] = deque(maxlen=0)
         space = env.single_observation_space if reader is None else reader.space
         super().__init__(env.num_envs, space, env.single_action_space)
 
@@ -103,6 +106,8 @@ class SB3Bridge(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         observation, reward_N, terminated_N, truncated_N, info = self.env.step(self._actions)
         done_N = terminated_N | truncated_N
+        if self.bought.maxlen:
+            self.bought.append(bought(info))
         # sharing one empty dict keeps a step of many shoppers cheap
         infos: list[dict[str, Any]] = [{}] * self.num_envs
         now = time.time() - self._began
@@ -171,6 +176,8 @@ class SB3Agent(Agent):
             kinds), or "auto": two towers from ``MANY_ITEMS`` items on. Where
             candidates are retrieved, both of the latter score them by their features.
         tower_width: of a query and an item's tower.
+        tower_hidden: width of a hidden layer in the item tower, beside what is linear in
+            features; 0: there is none.
         item_ids: whether items have embeddings of their own beside their features.
         warm_start: a scorer's run directory, with whose towers it begins (see ``warm_start``).
         critic_first: environment steps after a warm start in which only the values of states
@@ -199,6 +206,7 @@ class SB3Agent(Agent):
         "net_arch": (1, 65_536),
         "reward_scale": (POSITIVE, 1e9),
         "tower_width": (1, 65_536),
+        "tower_hidden": (0, 65_536),
         "critic_first": (0, MANY),
         "encoder_width": (4, 65_536),
         "pretrain_steps": (0, MANY),
@@ -211,6 +219,7 @@ class SB3Agent(Agent):
         reward_scale: float = 1.0,
         head: str = "auto",
         tower_width: int = 32,
+        tower_hidden: int = 64,
         item_ids: bool = True,
         warm_start: str | None = None,
         critic_first: int = 10_000,
@@ -229,8 +238,9 @@ class SB3Agent(Agent):
             raise unknown("agent.head", str(head), HEADS)
         if not isinstance(item_ids, bool):
             raise UsageError(f"agent.item_ids must be true or false, got {item_ids!r}")
-        self.check(reward_scale=reward_scale, tower_width=tower_width)
-        self.head, self.tower_width, self.item_ids = head, tower_width, item_ids
+        self.check(reward_scale=reward_scale, tower_width=tower_width, tower_hidden=tower_hidden)
+        self.head, self.item_ids = head, item_ids
+        self.tower_width, self.tower_hidden = tower_width, tower_hidden
         if not (warm_start is None or (isinstance(warm_start, str) and warm_start)):
             raise UsageError(f"agent.warm_start must be a scorer's run, got {warm_start!r}")
         if warm_start and (head == "flat" or not item_ids):
@@ -348,6 +358,11 @@ class SB3Agent(Agent):
         return SB3Bridge(env, self.training_seed, self.reward_scale, first_N, self._before)
 
     @property
+    def guesses(self) -> bool:
+        """Whether its item tower also learns to tell what is bought."""
+        return False
+
+    @property
     def _before(self) -> Reader | FilterReader | None:
         """What reads for the policy, where it does not do so itself."""
         return self._reader if self.perception.freeze_encoder else None
@@ -367,7 +382,12 @@ class SB3Agent(Agent):
         }
         if self.two_tower:
             keywords["make_head"] = partial(
-                TwoTowerHead, shelf=self._shelf(), width=self.tower_width, ids=self.item_ids
+                TwoTowerHead,
+                shelf=self._shelf(),
+                width=self.tower_width,
+                ids=self.item_ids,
+                hidden=self.tower_hidden,
+                guesses=self.guesses,
             )
         assert self._made_in is not None
         if self.by_candidate:
@@ -514,7 +534,8 @@ class SB3Agent(Agent):
 
     def settings(self) -> dict[str, Any]:
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
-        heads = {"head": self.head, "tower_width": self.tower_width, "item_ids": self.item_ids}
+        heads = {"head": self.head, "item_ids": self.item_ids}
+        heads |= {"tower_width": self.tower_width, "tower_hidden": self.tower_hidden}
         # what was taken over is its own by now
         own |= heads | {"warm_start": None, "critic_first": self.critic_first}
         return super().settings() | own | self.perception.settings()

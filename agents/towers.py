@@ -1,7 +1,9 @@
 """Item-conditioned (two-tower) heads: logits = query(state) . tower(item) + bias(item).
 
 A flat head has a column of weights for every item, and learns of an item only from what was
-recommended of it. Here all items share one tower over their public features. What features do
+recommended of it. Here all items share one tower over their public features: a linear map, and
+a hidden layer beside it for what features say only together (a word means one thing in one
+category and another in the next). What features do
 not tell is an embedding of the item's own, which begins at zero, so that an item that was never
 recommended is judged by its features alone. An item that enters a trained agent's catalogue is,
 too: its own embedding is what features tell of the embeddings that were learned.
@@ -63,25 +65,50 @@ class ItemTower(nn.Module):
         shelf: the items.
         width: of what a query meets.
         ids: whether items have embeddings of their own beside their features.
+        hidden: width of the layer beside the linear map of features; 0: there is none.
     """
 
     feature_IF: Tensor
     key_I: Tensor
 
-    def __init__(self, shelf: Shelf, width: int, ids: bool):
+    def __init__(self, shelf: Shelf, width: int, ids: bool, hidden: int = 0):
         super().__init__()
         items, features = shelf.feature_IF.shape
         self.feature = nn.Linear(features, width + 1)
+        self.bend: nn.Sequential | None = None
+        if hidden:
+            last = nn.Linear(hidden, width + 1, bias=False)
+            self.bend = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
         self.own = nn.Parameter(torch.zeros(items, width + 1)) if ids else None
         self.register_buffer("key_I", torch.as_tensor(shelf.key_I))
         self.register_buffer("feature_IF", torch.as_tensor(shelf.feature_IF), persistent=False)
         self._own_IW: Tensor | None = None  # in another catalogue than it learned with
 
-    def forward(self) -> Tensor:
-        tower_IW: Tensor = self.feature(self.feature_IF)
-        if self.own is None:
-            return tower_IW
-        return tower_IW + (self.own if self._own_IW is None else self._own_IW)
+    def start(self) -> None:
+        """Initial weights, in place: the hidden layer waits to be used, what is linear does not."""
+        nn.init.normal_(self.feature.weight, std=TOWER_STD)
+        nn.init.zeros_(self.feature.bias)
+        with torch.no_grad():
+            self.feature.weight[-1].zero_()
+        if self.bend is not None:
+            first, last = self.bend[0], self.bend[-1]
+            assert isinstance(first, nn.Linear)
+            assert isinstance(last, nn.Linear)
+            nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+            nn.init.zeros_(first.bias)
+            nn.init.zeros_(last.weight)
+
+    def forward(self, item_N: Tensor | None = None) -> Tensor:
+        """(I, width + 1), or (N, width + 1) of one item each."""
+        own_IW = self.own if self._own_IW is None else self._own_IW
+        feature_IF = self.feature_IF
+        if item_N is not None:
+            feature_IF = feature_IF.index_select(0, item_N)
+            own_IW = None if own_IW is None else own_IW.index_select(0, item_N)
+        tower_IW: Tensor = self.feature(feature_IF)
+        if self.bend is not None:
+            tower_IW = tower_IW + self.bend(feature_IF)
+        return tower_IW if own_IW is None else tower_IW + own_IW
 
     def show(self, shelf: Shelf) -> None:
         """Recommend from these items from now on; those that it never met have only features."""
@@ -142,29 +169,53 @@ def restock(state: dict[str, Tensor], policy: nn.Module) -> dict[str, Tensor]:
 class TwoTowerHead(nn.Module):
     """A score for every item, (N, size) -> (N, I).
 
+    A policy's gradient tells of an item only whether it did better than what else might have
+    been shown, and ever less of items that it hardly shows. So the item tower may also learn
+    to tell what is bought, by a second query: that every recommendation tells, of all items in
+    the same words (an auxiliary task: Jaderberg et al. 2017, "Reinforcement learning with
+    unsupervised auxiliary tasks"; in recommendation Xin et al. 2020, "Self-supervised
+    reinforcement learning for recommender systems"). Scores have a query of their own.
+
     Args:
         size: of what the state has become.
-        shelf, width, ids: see ``ItemTower``.
+        shelf, width, ids, hidden: see ``ItemTower``.
+        guesses: whether it has that second query.
     """
 
-    def __init__(self, size: int, shelf: Shelf, width: int, ids: bool):
+    def __init__(
+        self,
+        size: int,
+        shelf: Shelf,
+        width: int,
+        ids: bool,
+        hidden: int = 0,
+        guesses: bool = False,
+    ):
         super().__init__()
         self.query = nn.Linear(size, width)
-        self.items = ItemTower(shelf, width, ids)
+        # of a tower, and of what is the same for all items
+        self.guess = nn.Linear(size, width + 2) if guesses else None
+        self.items = ItemTower(shelf, width, ids, hidden)
         self.start()
 
     def start(self) -> None:
         """Initial weights, in place."""
-        nn.init.orthogonal_(self.query.weight, QUERY_GAIN)
-        nn.init.normal_(self.items.feature.weight, std=TOWER_STD)
-        with torch.no_grad():
-            self.items.feature.weight[-1].zero_()
-        for layer in (self.query, self.items.feature):
-            nn.init.zeros_(layer.bias)
+        for layer in (self.query, self.guess):
+            if layer is not None:
+                nn.init.orthogonal_(layer.weight, QUERY_GAIN)
+                nn.init.zeros_(layer.bias)
+        self.items.start()
 
     def forward(self, state: Tensor) -> Tensor:
         tower_IW = self.items()
         return torch.addmm(tower_IW[:, -1], self.query(state), tower_IW[:, :-1].T)
+
+    def log_odds(self, state: Tensor, item_N: Tensor) -> Tensor:
+        """That they buy, where each (N, size) is recommended one item: (N,)."""
+        assert self.guess is not None
+        guess_NW = self.guess(state)
+        log_odds_N: Tensor = (guess_NW[:, :-1] * self.items(item_N)).sum(1) + guess_NW[:, -1]
+        return log_odds_N
 
 
 class CandidateHead(nn.Module):
@@ -260,6 +311,9 @@ class TowerActor:
     action_dist: Any
     action_net: Any
     action_space: Any
+    extract_features: Any
+    pi_features_extractor: Any
+    mlp_extractor: Any
 
     def __init__(self, *args: Any, make_head: MakeHead, **settings: Any):
         self._make_head = make_head
@@ -269,6 +323,14 @@ class TowerActor:
         self.action_dist = self.softmax(int(self.action_space.n), self._make_head)
         super()._build(lr_schedule)  # type: ignore[misc] # a policy has one
         self.action_net.start()  # what was built has the library's initial weights
+
+    def log_odds(self, observation: Tensor, item_N: Tensor) -> Tensor:
+        """What its towers tell of purchases (N,), where each shopper is recommended one item."""
+        seen = self.extract_features(observation, self.pi_features_extractor)
+        log_odds_N: Tensor = self.action_net.log_odds(
+            self.mlp_extractor.forward_actor(seen), item_N
+        )
+        return log_odds_N
 
 
 class TwoTowerQNetwork(QNetwork):

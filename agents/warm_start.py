@@ -52,13 +52,17 @@ def take_over(scorer: Scorer, hidden: nn.Linear, head: TwoTowerHead, scale: floa
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
     hidden.load_state_dict(first.state_dict())
-    width = last.out_features
-    head.query.weight.zero_()
-    head.query.weight[:width, : first.out_features] = scale * last.weight
-    head.query.bias.zero_()
-    head.query.bias[:width] = scale * last.bias
+    width, bias_W = last.out_features, last.bias.data
     if network.shopper_id is not None:  # to a policy everybody is a stranger
-        head.query.bias[:width] += scale * network.shopper_id.weight[-1]
+        bias_W = bias_W + network.shopper_id.weight[-1]
+    for query, worth in ((head.query, scale), (head.guess, 1.0)):
+        if query is not None:
+            query.weight.zero_()
+            query.weight[:width, : first.out_features] = worth * last.weight
+            query.bias.zero_()
+            query.bias[:width] = worth * bias_W
+    if head.guess is not None:
+        head.guess.bias[head.query.out_features] = 1.0 / scale  # items' biases are scaled below
     feature, own = head.items.feature, head.items.own
     feature.weight[:width], feature.bias[:width] = 0.0, 0.0
     if network.item_feature is not None:

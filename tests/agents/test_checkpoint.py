@@ -37,6 +37,7 @@ VARIANTS: list[tuple[type[Agent], dict[str, Any], dict[str, Any]]] = [
     (LinUCB, {"disjoint": True}, {}),
     (PPOAgent, {"head": "two_tower"}, {}),
     (PPOAgent, {"backend": "device", "anneal": 0.1}, {}),
+    (PPOAgent, {"head": "two_tower", "backend": "device"}, {}),
     (PPOAgent, {"anneal": 0.0}, {}),
     (DQNAgent, {"head": "two_tower"}, {}),
     (MaskablePPOAgent, {"head": "two_tower"}, {}),

@@ -14,7 +14,7 @@ from agents.dqn import DQNAgent
 from agents.features import features_as_in, item_layout
 from agents.ppo import PPOAgent, ShortcutPolicy, TowerPolicy
 from agents.qrdqn import QRDQNAgent
-from agents.references import Random
+from agents.references import MyopicOracle, Random
 from agents.rollout import play
 from agents.towers import MANY_ITEMS, ItemTower, LeanCategorical, Shelf, entered, find, rows
 from recenv import world as worlds
@@ -74,6 +74,8 @@ def test_refuses_heads_that_there_are_not(cls):
         make_agent(cls, head="tower")
     with pytest.raises(UsageError, match="tower_width"):
         make_agent(cls, tower_width=0)
+    with pytest.raises(UsageError, match="tower_hidden"):
+        make_agent(cls, tower_hidden=-1)
     with pytest.raises(UsageError, match="item_ids must be true or false"):
         make_agent(cls, item_ids=3)
 
@@ -86,7 +88,7 @@ def test_learning_moves_both_towers(cls):
     after = agent.model.policy.state_dict()
     names = {PPOAgent: "action_net", DQNAgent: "q_net.head", QRDQNAgent: "quantile_net.head"}
     head = next(names[base] for base in cls.__mro__ if base in names)
-    for name in ("query.weight", "items.feature.weight", "items.own"):
+    for name in ("query.weight", "items.feature.weight", "items.bend.2.weight", "items.own"):
         assert (before[f"{head}.{name}"] != after[f"{head}.{name}"]).any(), name
 
 
@@ -99,6 +101,9 @@ def test_scores_are_query_times_tower_plus_bias():
     tower_IW = agent.catalogue.features_IF @ state["action_net.items.feature.weight"].numpy().T
     tower_IW += (state["action_net.items.feature.bias"] + state["action_net.items.own"]).numpy()
     with torch.no_grad():
+        bent_IW = policy.action_net.items.bend(torch.as_tensor(agent.catalogue.features_IF))
+        assert (bent_IW != 0).any()
+        tower_IW += bent_IW.numpy()
         hidden = policy.mlp_extractor.forward_actor(torch.as_tensor(observation))
         query_NW = policy.action_net.query(hidden).numpy()
     expected_NI = query_NW @ tower_IW[:, :3].T + tower_IW[:, 3]
@@ -115,6 +120,45 @@ def test_comes_back_from_disk(cls, item_ids, tmp_path):
     assert loaded.settings() == agent.settings()
     observation = greet(agent.env, steps=3)
     np.testing.assert_array_equal(loaded.score(observation), agent.score(observation))
+
+
+@both
+def test_a_tower_of_an_older_version_is_refused(cls, tmp_path):
+    """Before there was a hidden layer, nothing of it was saved."""
+    make_agent(cls, head="two_tower", tower_hidden=0).save(tmp_path)
+    settings = json.loads((tmp_path / "agent.json").read_text())
+    del settings["tower_hidden"]
+    (tmp_path / "agent.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=r"items\.bend\.0\.bias, so another version saved it"):
+        cls.load(tmp_path, make_env(32), "cpu")
+
+
+@pytest.mark.parametrize("backend", ["sb3", "device"])
+def test_towers_tell_what_is_bought(backend):
+    """Of all items to shoppers that it never met, though PPO looks for the best alone."""
+    shop = {"num_items": 40, "scenario": "static"}
+    settings = {"head": "two_tower", "num_envs": 128, "item_epochs": 5, "backend": backend}
+    agent = make_agent(PPOAgent, make_env(128, **shop), **settings)
+    agent.learn(8 * 1024)
+    env = make_env(200, **shop)
+    observation, oracle = greet(env), MyopicOracle()
+    oracle.bind(env)
+    every_I = torch.arange(40)
+    with torch.no_grad():
+        told = [
+            agent.model.policy.log_odds(torch.as_tensor(seen_S).expand(40, -1), every_I)
+            for seen_S in observation
+        ]
+    told_NI = torch.stack(told).numpy()
+    assert np.corrcoef(told_NI.ravel(), oracle.score(observation).ravel())[0, 1] > 0.7
+
+
+def test_without_looking_at_purchases_there_is_no_second_query():
+    agent = make_agent(PPOAgent, head="two_tower", item_epochs=0)
+    assert agent.model.policy.action_net.guess is None
+    agent.learn(512)
+    flat = make_agent(PPOAgent, head="flat", item_epochs=5)
+    assert flat.model.item_epochs == 0
 
 
 @both
@@ -202,6 +246,31 @@ def test_items_are_found_by_what_they_are():
     table = torch.arange(60.0).reshape(30, 2)
     assert (rows(table, row_I)[~known] == 0).all()
     torch.testing.assert_close(rows(table, row_I)[known], table[row_I[known]])
+
+
+def test_a_hidden_layer_tells_what_features_say_only_together():
+    """A word that means one thing in one category and its contrary in the other."""
+    rng = torch.Generator().manual_seed(0)
+    feature_IF = torch.randint(2, (400, 4), generator=rng).float()
+    meaning_I = (2 * feature_IF[:, 0] - 1) * (2 * feature_IF[:, 1] - 1)
+    error = {}
+    for hidden in (0, 16):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            tower = ItemTower(Shelf(feature_IF.numpy()), 2, ids=False, hidden=hidden)
+            tower.start()
+        linear_IW = tower.feature(feature_IF)
+        torch.testing.assert_close(tower(), linear_IW)  # it begins as if there were none
+        torch.testing.assert_close(tower(torch.tensor([3, 3, 0])), tower()[[3, 3, 0]])
+        optimiser = torch.optim.Adam(tower.parameters(), lr=0.03)
+        for _ in range(200):
+            loss = (tower()[:, 0] - meaning_I).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        error[hidden] = loss.item()
+    assert error[0] > 0.9
+    assert error[16] < 0.05
 
 
 def test_what_features_tell_of_embeddings_new_items_have_too():

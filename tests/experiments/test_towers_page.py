@@ -38,11 +38,10 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
     assert "| static |" not in empty
     drawn = page(tmp_path, "seeds=0,1")
     runs = list(results.find_runs(tmp_path / "runs"))
-    assert len(runs) == 4 + 4 + 6  # heads, unseen, warm
+    assert len(runs) == 4 + 2 + 6  # heads, unseen, warm
     assert all(found.finished for found in runs)
     assert drawn.count("| static | flat | 2 |") == drawn.count("| static | two_tower | 2 |") == 1
-    assert "| 1 | true | 2 |" in drawn
-    assert "| 1 | false | 2 |" in drawn
+    assert "| 1 | 2 |" in drawn
     times = {found.path: (found.path / "summary.json").stat().st_mtime_ns for found in runs}
     assert page(tmp_path, "draw=true", "seeds=0,1") == drawn
     assert page(tmp_path, "seeds=0,1") == drawn
@@ -52,18 +51,19 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
 @pytest.mark.usefixtures("small")
 def test_the_loss_of_a_group_is_that_of_who_missed_it_and_of_who_did_not(tmp_path: Path) -> None:
     asked = towers.Asked({part: [0, 1, 12] for part in towers.PARTS}, False, tmp_path)
-    every = towers.crossed(asked, 1.0, "true")
+    every = towers.crossed(asked, 1.0)
     runs = sorted(results.find_runs(tmp_path), key=lambda found: found.config()["seed"])
-    lost_RG, random_G = towers.lost(runs, 1.0, [towers.group(number) for number in (0, 1, 2)])
-    assert len(set(lost_RG.ravel())) == 9  # no two of them are alike
+    lost_RG, random_G = towers.lost(runs, 1.0, [towers.group(number) for number in range(10)])
+    assert len(set(lost_RG[:, :3].ravel())) == 9  # no two of them are alike
     for g, (one, others) in enumerate(zip(every, [[1, 2], [0, 2], [0, 1]], strict=True)):
         assert one.unseen == lost_RG[g, g]
         assert one.seen == pytest.approx(lost_RG[others, g].mean())
+        assert one.others == pytest.approx(np.delete(lost_RG[g], g).mean())
         assert one.random == random_G[g]
         assert 0 < one.unseen < 1
         assert one.random == pytest.approx(one.seen, abs=0.3)  # who has learned hardly anything
     # one group alone, or twice the same, tells nothing
-    assert towers.crossed(replace(asked, seeds={"unseen": [1, 11]}), 1.0, "true") == []
+    assert towers.crossed(replace(asked, seeds={"unseen": [1, 11]}), 1.0) == []
 
 
 @pytest.mark.usefixtures("small")
