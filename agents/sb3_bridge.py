@@ -171,6 +171,9 @@ class SB3Agent(Agent):
     Args:
         net_arch: widths of the hidden layers.
         reward_scale: what rewards are multiplied by while it learns.
+        weight_decay: share of a weight, times the learning rate, that an update takes off it
+            (AdamW: Loshchilov & Hutter 2019). What two towers say of items that they never saw
+            gains by 0.1 (``docs/towers.md``).
         head: what scores the items: "flat" (a column of weights for each), "two_tower" (see
             ``towers``: such an agent also acts in shops that sell other items, of the same
             kinds), or "auto": two towers from ``MANY_ITEMS`` items on. Where
@@ -205,6 +208,7 @@ class SB3Agent(Agent):
     bounds = Agent.bounds | {
         "net_arch": (1, 65_536),
         "reward_scale": (POSITIVE, 1e9),
+        "weight_decay": (0.0, 1e3),
         "tower_width": (1, 65_536),
         "tower_hidden": (0, 65_536),
         "critic_first": (0, MANY),
@@ -217,6 +221,7 @@ class SB3Agent(Agent):
         *,
         net_arch: Sequence[int] = (64, 64),
         reward_scale: float = 1.0,
+        weight_decay: float = 0.0,
         head: str = "auto",
         tower_width: int = 32,
         tower_hidden: int = 64,
@@ -238,7 +243,8 @@ class SB3Agent(Agent):
             raise unknown("agent.head", str(head), HEADS)
         if not isinstance(item_ids, bool):
             raise UsageError(f"agent.item_ids must be true or false, got {item_ids!r}")
-        self.check(reward_scale=reward_scale, tower_width=tower_width, tower_hidden=tower_hidden)
+        self.check(reward_scale=reward_scale, weight_decay=weight_decay)
+        self.check(tower_width=tower_width, tower_hidden=tower_hidden)
         self.head, self.item_ids = head, item_ids
         self.tower_width, self.tower_hidden = tower_width, tower_hidden
         if not (warm_start is None or (isinstance(warm_start, str) and warm_start)):
@@ -253,7 +259,7 @@ class SB3Agent(Agent):
         self.check(critic_first=critic_first)
         self.warm_start, self.critic_first = warm_start, critic_first
         self.net_arch = self.widths("net_arch", net_arch)
-        self.reward_scale = reward_scale
+        self.reward_scale, self.weight_decay = reward_scale, weight_decay
         self._model: BaseAlgorithm | None = None
         self._made_in: RecsysVectorEnv | None = None
         self._reader: Reader | FilterReader | None = None
@@ -378,7 +384,8 @@ class SB3Agent(Agent):
             "net_arch": self.net_arch,
             # as good as tanh here, and training is a tenth faster
             "activation_fn": torch.nn.ReLU,
-            "optimizer_kwargs": {"fused": True},
+            "optimizer_class": torch.optim.AdamW,  # without decay it is Adam
+            "optimizer_kwargs": {"fused": True, "weight_decay": self.weight_decay},
         }
         if self.two_tower:
             keywords["make_head"] = partial(
@@ -534,6 +541,7 @@ class SB3Agent(Agent):
 
     def settings(self) -> dict[str, Any]:
         own = {"net_arch": self.net_arch, "reward_scale": self.reward_scale}
+        own["weight_decay"] = self.weight_decay
         heads = {"head": self.head, "item_ids": self.item_ids}
         heads |= {"tower_width": self.tower_width, "tower_hidden": self.tower_hidden}
         # what was taken over is its own by now
