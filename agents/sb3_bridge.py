@@ -173,7 +173,7 @@ class SB3Agent(Agent):
         reward_scale: what rewards are multiplied by while it learns.
         weight_decay: share of a weight, times the learning rate, that an update takes off it
             (AdamW: Loshchilov & Hutter 2019). What two towers say of items that they never saw
-            gains by 0.1 (``docs/towers.md``).
+            gains by it (``docs/towers.md``).
         head: what scores the items: "flat" (a column of weights for each), "two_tower" (see
             ``towers``: such an agent also acts in shops that sell other items, of the same
             kinds), or "auto": two towers from ``MANY_ITEMS`` items on. Where
