@@ -7,9 +7,9 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from agents.base import torch_seeded
 from experiments.build import group_defaults
 from experiments.performance.measure import Side, Sizes
 from recenv.errors import MissingExtra
@@ -128,6 +128,5 @@ def _model(skrl: Any, kind: Any, env: Any, config: dict[str, Any], outputs: int)
         def compute(self, inputs: dict[str, Any], role: str) -> tuple[Tensor, dict[str, Any]]:
             return self.net(inputs["observations"]), {}
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch_seeded(0):
         return Network()
