@@ -23,7 +23,7 @@ from recenv.dynamics import Event
 from recenv.errors import UsageError, unknown
 
 NUM_EVENTS = len(Event)
-RATES = (1.0, 0.9, 0.7, 0.0)  # shares of a memory that survive a step, in the MLP's sums
+RATES = (1.0, 0.9, 0.7, 0.0)  # shares of a sum that survive a step
 
 
 class Tokens(nn.Module):
@@ -74,6 +74,15 @@ class Encoder(nn.Module, ABC):
         """
         return self.encode_prefixes(self.tokens(items, events))
 
+    def windows(self, items: Tensor, events: Tensor) -> Tensor:
+        """As ``prefixes``, but exactly what ``forward`` makes of each window."""
+        return self.prefixes(items, events)
+
+    def lessons(self, items: Tensor, events: Tensor, first: int) -> Tensor:
+        """As ``prefixes``, to learn from: what would remember more than H interactions begins
+        anew after the first few, fewer than H, and then after every H."""
+        return self.prefixes(items, events)
+
     @abstractmethod
     def encode(self, tokens: Tensor) -> Tensor:
         """(N, H, P), newest first -> (N, width)."""
@@ -102,41 +111,83 @@ class Encoder(nn.Module, ABC):
         return self.encode(memory)
 
 
-class MLP(Encoder):
-    """Sums of the interactions that fade at several rates, then two dense layers."""
+class Sums(nn.Module):
+    """Sums of the interactions in a window that fade at several rates.
+
+    A sum of many is scaled down, so that all are of order one.
+    """
 
     decay_RH: Tensor
 
-    def __init__(self, num_features: int, history: int, width: int = 64, token: int = 32):
-        super().__init__(num_features, history, width, token)
+    def __init__(self, history: int):
+        super().__init__()
         age_H = torch.arange(history)
         decay_RH = torch.stack([torch.tensor(rate) ** age_H for rate in RATES])
-        # a sum of many is scaled down, so that all are of order one
         decay_RH = decay_RH / decay_RH.square().sum(1, keepdim=True).sqrt()
         self.register_buffer("decay_RH", decay_RH, persistent=False)
-        self.dense = nn.Sequential(
-            nn.Linear(len(RATES) * self.tokens.width, 2 * width),
-            nn.ReLU(),
-            nn.Linear(2 * width, width),
-        )
+
+    def window(self, tokens: Tensor) -> Tensor:
+        """(N, H, P), newest first -> (N, R P)."""
+        return torch.matmul(self.decay_RH, tokens).flatten(1)
+
+    def session(self, tokens: Tensor) -> Tensor:
+        """(S, T, P), oldest first -> (S, T + 1, R P)."""
+        steps, history = tokens.shape[1], self.decay_RH.shape[1]
+        before = torch.arange(steps + 1)[:, None] - 1 - torch.arange(steps)  # age of each
+        seen = ((before >= 0) & (before < history)).to(tokens.device)
+        age = before.clamp(0, history - 1).to(tokens.device)
+        weight_RtT = self.decay_RH[:, age] * seen
+        return torch.einsum("rtu,sup->strp", weight_RtT, tokens).flatten(2)
+
+
+class Adding(Encoder):
+    """What a network makes of a window, added to plain sums of it.
+
+    Counting is hard to beat where little is known: it is where learning begins, and the
+    network learns what counting misses.
+    """
+
+    def __init__(self, num_features: int, history: int, width: int = 64, token: int = 32):
+        super().__init__(num_features, history, width, token)
+        self.sums = Sums(history)
+        self.plain = nn.Linear(len(RATES) * self.tokens.width, width)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        sums: Tensor = torch.matmul(self.decay_RH, tokens)
-        encoded: Tensor = self.dense(sums.flatten(1))
+        sums = self.sums.window(tokens)
+        encoded: Tensor = self.plain(sums) + self.window(tokens, sums)
         return encoded
 
     def encode_prefixes(self, tokens: Tensor) -> Tensor:
-        steps = tokens.shape[1]
-        before = torch.arange(steps + 1)[:, None] - 1 - torch.arange(steps)  # age of each
-        seen = ((before >= 0) & (before < self.history)).to(tokens.device)
-        age = before.clamp(0, self.history - 1).to(tokens.device)
-        weight_RtT = self.decay_RH[:, age] * seen
-        sums = torch.einsum("rtu,sup->strp", weight_RtT, tokens)
-        encoded: Tensor = self.dense(sums.flatten(2))
+        sums = self.sums.session(tokens)
+        encoded: Tensor = self.plain(sums) + self.session(tokens, sums)
         return encoded
 
+    @abstractmethod
+    def window(self, tokens: Tensor, sums: Tensor) -> Tensor:
+        """What sums miss, as ``encode``."""
 
-class CNN(Encoder):
+    @abstractmethod
+    def session(self, tokens: Tensor, sums: Tensor) -> Tensor:
+        """What sums miss, as ``encode_prefixes``."""
+
+
+class MLP(Adding):
+    """Two dense layers on the sums."""
+
+    def __init__(self, num_features: int, history: int, width: int = 64, token: int = 32):
+        super().__init__(num_features, history, width, token)
+        self.dense = nn.Sequential(
+            nn.Linear(self.plain.in_features, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        )
+
+    def window(self, tokens: Tensor, sums: Tensor) -> Tensor:
+        missed: Tensor = self.dense(sums)
+        return missed
+
+    session = window
+
+
+class CNN(Adding):
     """Convolutions over neighbouring interactions, then a weight for each age and channel.
 
     No convolution reaches beyond the window, so that sliding over a session gives exactly
@@ -157,10 +208,10 @@ class CNN(Encoder):
         self.ages = nn.Conv1d(width, 2 * width, rest, groups=width)
         self.dense = nn.Sequential(nn.ReLU(), nn.Linear(2 * width, width))
 
-    def encode(self, tokens: Tensor) -> Tensor:
+    def window(self, tokens: Tensor, sums: Tensor) -> Tensor:
         return self._slide(tokens.flip(1))[:, -1]
 
-    def encode_prefixes(self, tokens: Tensor) -> Tensor:
+    def session(self, tokens: Tensor, sums: Tensor) -> Tensor:
         return self._slide(functional.pad(tokens, (0, 0, self.history, 0)))
 
     def _slide(self, tokens: Tensor) -> Tensor:
@@ -190,7 +241,25 @@ class GRU(Encoder):
         return _row(self.encode_prefixes(tokens.gather(1, index)), length_N)
 
     def encode_prefixes(self, tokens: Tensor) -> Tensor:
-        states, _ = self.layer(tokens)
+        return self._states([tokens])
+
+    def windows(self, items: Tensor, events: Tensor) -> Tensor:
+        tokens = self.tokens(items, events)
+        if tokens.shape[1] <= self.history:
+            return self.encode_prefixes(tokens)
+        padded = functional.pad(tokens, (0, 0, self.history, 0)).unfold(1, self.history, 1)
+        newest_first = padded.transpose(2, 3).flip(2)
+        told = self.encode(newest_first.flatten(0, 1))
+        return told.unflatten(0, newest_first.shape[:2])  # type: ignore[no-any-return]
+
+    def lessons(self, items: Tensor, events: Tensor, first: int) -> Tensor:
+        tokens = self.tokens(items, events)
+        pieces = [tokens[:, :first], *tokens[:, first:].split(self.history, dim=1)]
+        return self._states([piece for piece in pieces if piece.shape[1]])
+
+    def _states(self, pieces: list[Tensor]) -> Tensor:
+        """Of pieces (S, t, P) that follow one another, each begun anew -> (S, T + 1, width)."""
+        states = torch.cat([self.layer(piece)[0] for piece in pieces], dim=1)
         return functional.pad(states, (0, 0, 1, 0))
 
     def begin(self, num_envs: int) -> Tensor:
@@ -209,7 +278,7 @@ class GRU(Encoder):
         return memory
 
 
-class Transformer(Encoder):
+class Transformer(Adding):
     """One block of causal self-attention (Vaswani et al. 2017), with a bias for each age.
 
     The newest interaction asks, the window and a row that is always there answer. One
@@ -236,7 +305,7 @@ class Transformer(Encoder):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
 
-    def encode(self, tokens: Tensor) -> Tensor:
+    def window(self, tokens: Tensor, sums: Tensor) -> Tensor:
         length_N = (tokens != 0).any(dim=-1).sum(dim=1)
         rows = self._rows(tokens)  # newest first, the start last
         real = torch.arange(self.history, device=tokens.device) < length_N[:, None]
@@ -247,7 +316,7 @@ class Transformer(Encoder):
         newest = torch.where(length_N[:, None] > 0, rows[:, 0], self.start)
         return self._block(newest[:, None], rows, mask)[:, 0]
 
-    def encode_prefixes(self, tokens: Tensor) -> Tensor:
+    def session(self, tokens: Tensor, sums: Tensor) -> Tensor:
         steps = tokens.shape[1]
         rows = self._rows(tokens).roll(1, dims=1)  # the start first, then oldest first
         age = torch.arange(steps + 1)[:, None] - torch.arange(steps + 1)

@@ -74,29 +74,6 @@ class Histories:
         held = min(max(round(share * len(self)), 1), len(self) - 1)
         return self.take(order_S[held:]), self.take(order_S[:held])
 
-    def chunks(self, steps: int, rng: np.random.Generator) -> Histories:
-        """Cut into pieces of at most ``steps`` interactions, each session at a random place.
-
-        What learns from these learns to begin in the middle of a session.
-        """
-        s, t = self.items_ST.shape
-        if steps >= t:
-            return self
-        first_S = rng.integers(steps, size=len(self))
-        pieces = -(-(t + steps - 1) // steps)
-        step_SPt = np.arange(pieces * steps).reshape(1, pieces, steps) - first_S[:, None, None]
-        inside = (step_SPt >= 0) & (step_SPt < t)
-        at = np.arange(s)[:, None, None], step_SPt.clip(0, t - 1)
-        events = np.where(inside, self.events_ST[at], NOTHING)
-        items = np.where(inside, self.items_ST[at], NOTHING)
-        # the first piece begins late: what it holds comes first
-        order = np.argsort(~inside, axis=2, kind="stable")
-        items, events = (np.take_along_axis(part, order, axis=2) for part in (items, events))
-        shopper = np.broadcast_to(self.shopper_S[:, None], (s, pieces)).reshape(-1)
-        flat = items.reshape(-1, steps), events.reshape(-1, steps)
-        whole = Histories(*flat, shopper)
-        return whole.take(np.flatnonzero(whole.length_S > 0))
-
     def __add__(self, other: Histories) -> Histories:
         """Both, one after the other, padded to the longer."""
         steps = max(self.items_ST.shape[1], other.items_ST.shape[1])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.base import torch_seeded
-from agents.encoders import NUM_EVENTS, make_encoder
+from agents.encoders import NUM_EVENTS, Adding, make_encoder
 from agents.files import fitting, read_tensors, write_tensors
 from agents.interest.histories import Histories
 from agents.supervised import Progress, early_stopping
@@ -32,9 +32,18 @@ SETTINGS, TENSORS = "interest.json", "interest.safetensors"
 CANDIDATES = 1024  # items that "what did she buy next" chooses from
 LATER = 0.9  # weight of each answer beside the one before it
 SURE = 40.0  # log odds of what cannot fail
-ROWS = 4096  # sessions that are encoded at once where nothing is learned
+ROWS = 512  # sessions that are encoded at once where nothing is learned
 # The answers to a recommendation from worst to best; a search is none.
 ORDER = (Event.NOT_INTERESTED, Event.IGNORE, Event.VIEW, Event.CART, Event.PURCHASE)
+# What each event says of the item, before anything is learned
+SAYS = {
+    Event.NOT_INTERESTED: -1.0,
+    Event.IGNORE: -0.2,
+    Event.VIEW: 0.3,
+    Event.CART: 0.7,
+    Event.PURCHASE: 1.0,
+    Event.SEARCH: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Training:
         next_purchase: weight of "what did she buy next" beside "what did she do with it".
     """
 
-    epochs: int = 40
+    epochs: int = 24
     patience: int = 4
     held_out: float = 0.1
     batch_size: int = 64
@@ -130,6 +139,22 @@ class InterestModel(nn.Module):
         nn.init.normal_(self.item_id.weight, std=0.1)
         # log odds by which each answer is easier than the next better one
         self.easier = nn.Parameter(torch.ones(len(ORDER) - 2))
+        if isinstance(self.encoder, Adding):
+            self._guess(self.encoder)
+
+    @torch.no_grad()
+    def _guess(self, encoder: Adding) -> None:
+        """Begin with the guess that she likes what is like the items that she liked.
+
+        What is bilinear begins at a saddle, and from a bad start an encoder may not leave it.
+        """
+        tokens, plain = encoder.tokens, encoder.plain
+        nn.init.eye_(tokens.item.weight)
+        nn.init.zeros_(tokens.item.bias)
+        tokens.weight.weight.mul_(0.1).add_(torch.tensor([SAYS[event] for event in Event]))
+        nn.init.normal_(plain.weight, std=0.01)
+        nn.init.eye_(plain.weight[: self.design.size, : tokens.item.out_features])
+        nn.init.eye_(self.interest.weight)
 
     @property
     def num_items(self) -> int:
@@ -179,9 +204,20 @@ class InterestModel(nn.Module):
         item_IU, bias_I = self.items()
         return u @ item_IU.T + bias_I
 
-    def losses(self, items: Tensor, events: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(S, T) sessions -> the mean losses of ``Losses``, as tensors."""
-        u = self.prefixes(items, events)[:, :-1]
+    def lessons(self, items: Tensor, events: Tensor, draw: torch.Generator) -> Tensor:
+        """u (S, T, U) before each step of sessions (S, T), as a model learns from them: what
+        would remember more than H interactions begins anew now and then."""
+        first = int(torch.randint(self.design.history, (), generator=draw))
+        return self.of(self.encoder.lessons(*self.interactions(items, events), first))[:, :-1]
+
+    def windows(self, items: Tensor, events: Tensor) -> Tensor:
+        """u (S, T, U) before each step of sessions (S, T), from the last H interactions."""
+        return self.of(self.encoder.windows(*self.interactions(items, events)))[:, :-1]
+
+    def losses(
+        self, u: Tensor, items: Tensor, events: Tensor, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """u (S, T, U) before each step of sessions (S, T) -> the mean losses of ``Losses``."""
         return self._answers(u, items, events), self._next_purchase(u, items, events, draw)
 
     def _answers(self, u: Tensor, items: Tensor, events: Tensor) -> Tensor:
@@ -309,7 +345,8 @@ def fit(
         model.train()
         losses = []
         for items, events in _batches(model, learned, training.batch_size, rng):
-            answer, following = model.losses(items, events, draw)
+            u = model.lessons(items, events, draw)
+            answer, following = model.losses(u, items, events, draw)
             loss = answer + training.next_purchase * following
             optimiser.zero_grad()
             loss.backward()
@@ -320,7 +357,7 @@ def fit(
         return float(torch.stack(losses).mean())
 
     def validate() -> float:
-        return held_out(model, held).total(training.next_purchase)
+        return held_out(model, held, anew=True).total(training.next_purchase)
 
     early_stopping(model, learn, validate, training.epochs, training.patience, progress)
     _standardise(model, learned)
@@ -349,9 +386,7 @@ def _ranks(events: Tensor) -> Tensor:
 def _batches(
     model: InterestModel, histories: Histories, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sessions in random order; cut to what the encoder reads if it would read on."""
-    if model.design.encoder == "gru":
-        histories = histories.chunks(model.design.history, rng)
+    """Sessions in random order."""
     order = rng.permutation(len(histories))
     size = size * max(round(histories.items_ST.size / max(histories.interactions, 1)), 1)
     for first in range(0, len(order), size):
@@ -367,14 +402,20 @@ def _tensors(model: InterestModel, histories: Histories) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def held_out(model: InterestModel, histories: Histories) -> Losses:
-    """What the model loses on sessions that it has not seen."""
+def held_out(model: InterestModel, histories: Histories, *, anew: bool = False) -> Losses:
+    """What the model loses on sessions that it has not seen.
+
+    Args:
+        anew: by what it reads while it learns, which is quicker for a GRU; else by windows.
+    """
     model.eval()
     draw = torch.Generator().manual_seed(0)
     sums, parts = np.zeros(2), range(0, len(histories), ROWS)
     for first in parts:
         part = histories.take(np.arange(first, min(first + ROWS, len(histories))))
-        sums += [float(loss) for loss in model.losses(*_tensors(model, part), draw)]
+        seen = _tensors(model, part)
+        u = model.lessons(*seen, draw) if anew else model.windows(*seen)
+        sums += [float(loss) for loss in model.losses(u, *seen, draw)]
     return Losses(*(sums / len(parts)))
 
 

@@ -67,6 +67,18 @@ def test_step_by_step_is_the_session_at_once(name):
     torch.testing.assert_close(made.read(memory), found[:, T], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", [0, 2, T + 1])
+@torch.no_grad()
+def test_a_gru_learns_to_begin_in_the_middle(first):
+    items, events = sessions()
+    made = encoder("gru", history=3)
+    found = made.lessons(items, events, first)
+    for t in range(1, T + 1):
+        begun = max(range(first, t, 3), default=0)
+        expected = made.prefixes(items[:, begun:t], events[:, begun:t])[:, -1]
+        torch.testing.assert_close(found[:, t], expected, atol=1e-5, rtol=1e-4)
+
+
 @every_encoder
 @torch.no_grad()
 def test_what_comes_later_changes_nothing_before(name):

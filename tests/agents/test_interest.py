@@ -113,26 +113,6 @@ def test_explores_as_often_as_it_is_told():
     assert off == pytest.approx(0.25 * 11 / 12, abs=0.03)
 
 
-def test_pieces_hold_every_interaction_once():
-    told = recorded(make_env(6, scenario="churn"), 6 * 30)
-    pieces = told.chunks(3, rng())
-    assert pieces.items_ST.shape[1] == 3
-    assert pieces.interactions == told.interactions
-    assert told.chunks(8, rng()) is told
-    pairs = [
-        np.sort(100 * part.items_ST[part.items_ST >= 0] + part.events_ST[part.events_ST >= 0])
-        for part in (told, pieces)
-    ]
-    np.testing.assert_array_equal(*pairs)
-    whole = {
-        tuple(row)
-        for row in np.lib.stride_tricks.sliding_window_view(told.items_ST, 3, 1).reshape(-1, 3)
-    }
-    full = pieces.items_ST[pieces.length_S == 3]
-    assert {tuple(row) for row in full} <= whole
-    assert len({*pieces.length_S.tolist()}) == 3  # cut at random places
-
-
 def test_parts_of_a_split_share_no_session():
     told = recorded(make_env(6), 6 * 24)
     learned, held = told.split(0.25, rng())
@@ -169,7 +149,7 @@ def small_model(
 
 
 def test_answers_have_the_likelihood_of_an_ordered_logit():
-    model, draw = small_model(), torch.Generator()
+    model = small_model()
     with torch.no_grad():
         u = torch.zeros(1, 1, 6)
         utility = float(model.utility(u)[0, 0, 7])
@@ -184,9 +164,33 @@ def test_answers_have_the_likelihood_of_an_ordered_logit():
         # nothing to answer: a search
         both = torch.tensor([[7, -1]]), torch.tensor([[4, int(Event.SEARCH)]])
         alone = torch.tensor([[7]]), torch.tensor([[4]])
-        assert float(model.losses(*both, draw)[0]) == pytest.approx(
-            float(model.losses(*alone, draw)[0])
+        assert float(model._answers(torch.zeros(1, 2, 6), *both)) == pytest.approx(
+            float(model._answers(u, *alone))
         )
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "cnn", "transformer"])
+@torch.no_grad()
+def test_before_it_learns_she_likes_what_is_like_what_she_liked(encoder):
+    model = small_model(encoder)
+    item = torch.arange(12)[:, None]
+    nothing = torch.full((12, 3), -1)
+    liked, disliked = (
+        model.utility(
+            model(torch.cat([item, nothing], 1), torch.cat([item * 0 + int(event), nothing], 1))
+        ).diagonal()
+        for event in (Event.PURCHASE, Event.NOT_INTERESTED)
+    )
+    assert (liked > disliked).float().mean() > 0.8
+
+
+@every_encoder
+@torch.no_grad()
+def test_windows_are_what_is_read_of_each(encoder):
+    model, told = small_model(encoder), recorded(make_env(4), 32)
+    found = model.windows(torch.as_tensor(told.items_ST), torch.as_tensor(told.events_ST))
+    steps = list(range(8))
+    np.testing.assert_allclose(found.numpy(), interests(model, told, steps), atol=1e-5)
 
 
 @every_encoder
@@ -242,7 +246,7 @@ def test_it_needs_two_sessions():
     one_line(error.value)
 
 
-@pytest.mark.parametrize("encoder", ["mlp", "gru"])
+@every_encoder
 def test_it_recovers_interest_from_answers_alone(encoder):
     """Better than counting by a margin, and the more it reads the better."""
     shop = {"num_items": 20, "num_categories": 4, "interest_dim": 3, "world_seed": 100}
