@@ -55,7 +55,7 @@ LARGE = ("agent.anneal=0.05", "agent.num_envs=256")
 GROUPS = 10  # of items, one of which is missing
 KNOWN = ITEMS - ITEMS // GROUPS
 # to new items, chosen on world seed 100
-OPEN = (*LARGE, "agent.weight_decay=0.3", "agent.ent_coef=0.02")
+OPEN = (*LARGE, "agent.weight_decay=0.3", "agent.ent_coef=0.02", "agent.item_ids=false")
 SIGNALS = {"1": 1.0, "default": None}  # feature_signal
 WARM_ITEMS, WARM_STEPS, SCORER_STEPS = 1_000, 400_000, 10_240
 SCORER = "agent.gradient_steps=10"  # it learns from little, so it looks at it often
@@ -268,8 +268,8 @@ UNSEEN = (
     "very items that this one never saw, which is stricter, as a group that is harder than others "
     "is harder for both. Mean over training seeds; the ratios of the loss among unseen items to "
     "either are per seed, with their 95% bootstrap intervals. PPO with `agent.head=two_tower "
-    f"{' '.join(OPEN)}`: weights that decay say less of what was "
-    "seen alone, and who tries more learns of more.\n"
+    f"{' '.join(OPEN)}`: weights that decay and items without "
+    "embeddings of their own say less of what was seen alone, and who tries more learns of more.\n"
 )
 
 
