@@ -159,6 +159,8 @@ class Shop:
         chosen = {k: _dynamic(k, v) for k, v in given.items() if k in DYNAMICS_NAMES}
         self.settings = self.settings_class(**{k: v for k, v in given.items() if k in names})
         self.world = _build_world(self.settings, chosen)
+        # a number, not a look at the catalogue: traced, that would be an array handed over a step
+        self.num_items = self.catalogue.num_items
         self.scenario = self.settings.scenario or self.world.scenario
         scale = {"interest_weight": self.world.interest_weight}
         self.dynamics = _dynamics(scale | SCENARIOS[self.scenario] | chosen)
@@ -168,10 +170,6 @@ class Shop:
     @property
     def catalogue(self) -> Catalogue:
         return self.world.catalogue
-
-    @property
-    def num_items(self) -> int:
-        return self.catalogue.num_items
 
     @property
     def num_actions(self) -> int:

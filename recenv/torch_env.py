@@ -223,7 +223,7 @@ class RecsysTorchEnv:
             self._stock()
             slots = self._met()
         # by itself: fused with arithmetic, a look-up that misses the cache holds everything up
-        luck_N = tuple(torch.take(part, slots.luck) for part in self._queue.luck)
+        luck_N = tuple(part.view(-1).index_select(0, slots.luck) for part in self._queue.luck)
         after, following, valid, told = self._advance(
             slots, self._queue, self._next, luck_N, action_N
         )
@@ -306,10 +306,10 @@ class RecsysTorchEnv:
         # allow. Here they would take as long as a small step, and nothing that they look at ever
         # changes, so that there are none; but no other environment must use the same code.
         own = FunctionType(RecsysTorchEnv._tick.__code__.replace(), globals())
+        # on the cpu, what calls the kernels is compiled as well
+        options = UNCHECKED | {"cpp_wrapper": self.device.type == "cpu"}
         # sizes never change, and whatever could not be fused should be heard of
-        fused = torch.compile(
-            MethodType(own, self), dynamic=False, fullgraph=True, options=UNCHECKED
-        )
+        fused = torch.compile(MethodType(own, self), dynamic=False, fullgraph=True, options=options)
         # It is compiled for copies: two arguments that are one tensor, as they may be in a first
         # step, would be taken for one ever after.
         item_N = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
