@@ -5,17 +5,18 @@
     python -m experiments.towers draw=true                # the page from the runs that are there
 
 Arguments:
-    parts     heads, unseen, warm, separated by commas (all)
-    seeds     training seeds, separated by commas (heads: 0,1,2; the other parts: 0,1,2,3,4)
+    parts     heads, unseen, warm, separated by commas (all); the page keeps its other sections
+    seeds     training seeds, separated by commas (heads: 0,1,2; unseen: 0 to 9; warm: 0,1,2,3,4)
     draw      true: run nothing, write the page from the runs that are finished
     runs_dir  where the runs go (runs/towers); finished ones are used, the others are done
     out       where the page goes (docs)
 
 heads: PPO with either head at 2,000 items, 500 thousand steps, in ``static`` and ``full``.
 unseen: PPO with two towers learns in a shop of which a tenth of the items is missing, another
-tenth for every seed; they enter its catalogue afterwards, and its choice among them is compared
-with its choice among those that it knew, and with that of the agents that knew them, by the
-purchase probability that is lost against the best of them.
+tenth for every seed, so that by ten seeds every item is missing once; they enter its catalogue
+afterwards, and its choice among them is compared with its choice among those that it knew, and
+with that of the agents that knew them, by the purchase probability that is lost against the best
+of them.
 warm: at 1,000 items a scorer learns from 10 thousand steps, PPO begins with its towers, and is
 compared with PPO that begins with nothing, the scorer's steps counted.
 
@@ -37,17 +38,18 @@ from array_api_compat import numpy as xp
 from agents.references import MyopicOracle
 from experiments import results
 from experiments.build import configuration, load_agent, make_env
-from experiments.cli import arguments, command_of, entry, numbers
+from experiments.cli import arguments, entry, numbers
 from experiments.run import run, run_directory
-from experiments.stats import Estimate, bootstrap, interquartile_mean, mean, steps_to
+from experiments.stats import Estimate, bootstrap, interquartile_mean, steps_to
 from recenv import world as worlds
 from recenv.catalogue import ARRAYS
 from recenv.dynamics import sigmoid
 from recenv.errors import UsageError, unknown
 from recenv.seeding import Role, derive_seed, generator
 
-PARTS = ("heads", "unseen", "warm")
-SEEDS = {"heads": "0,1,2", "unseen": "0,1,2,3,4", "warm": "0,1,2,3,4"}
+# the parts, and how the titles of their sections begin
+PARTS = {"heads": "Heads", "unseen": "Items never seen", "warm": "Warm start"}
+SEEDS = {"heads": "0,1,2", "unseen": "0,1,2,3,4,5,6,7,8,9", "warm": "0,1,2,3,4"}
 SCENARIOS = ("static", "full")
 ITEMS, STEPS = 2_000, 500_000  # of heads and unseen
 # of both heads, chosen on world seeds from 100 on: both gain by them
@@ -107,7 +109,7 @@ def of_myopic(directory: results.RunDirectory) -> float:
 
 def heads(asked: Asked) -> Iterator[str]:
     """Flat against two towers."""
-    yield f"## Heads: {ITEMS:,} items, {STEPS:,} environment steps\n"
+    yield f"## {PARTS['heads']}: {ITEMS:,} items, {STEPS:,} environment steps\n"
     yield (
         "Return per session of 50, and the return over a random item's as a share of the myopic "
         "oracle's (in `full` it bounds nothing): interquartile mean over training seeds with its "
@@ -239,7 +241,7 @@ def crossed(asked: Asked, signal: float | None) -> list[Crossed]:
 
 def unseen(asked: Asked) -> Iterator[str]:
     """Items that enter the catalogue after training."""
-    yield f"## Items never seen: {KNOWN:,} items in training, {ITEMS - KNOWN} enter afterwards\n"
+    yield f"## {PARTS['unseen']}: {KNOWN:,} items in training, {ITEMS - KNOWN} enter afterwards\n"
     yield UNSEEN
     yield (
         "| feature_signal | seeds | unseen | others, seen | the same, seen | a random item | "
@@ -252,12 +254,20 @@ def unseen(asked: Asked) -> Iterator[str]:
             keys = ("unseen", "others", "seen", "random")
             columns = {key: [getattr(one, key) for one in every] for key in keys}
             cells = " | ".join(f"{np.mean(column):.3f}" for column in columns.values())
-            ratios = [
-                [u / s for u, s in zip(columns["unseen"], columns[key], strict=True)]
-                for key in ("others", "seen")
-            ]
-            told_ratios = " | ".join(told(estimate(ratio, mean), ".2f") for ratio in ratios)
+            ratios = [times(columns["unseen"], columns[key]) for key in ("others", "seen")]
+            told_ratios = " | ".join(told(ratio, ".2f") for ratio in ratios)
             yield f"| {name} | {len(every)} | {cells} | {told_ratios} |"
+
+
+def times(one_R: list[float], other_R: list[float]) -> Estimate:
+    """How many times as large one mean over runs is as another; runs are resampled whole."""
+    pair_R2 = np.stack([one_R, other_R], axis=1)
+    return bootstrap(
+        pair_R2,
+        lambda score_R2: score_R2[..., 0].mean(axis=-1) / score_R2[..., 1].mean(axis=-1),
+        generator(Role.STATISTICS, 0),
+        world_R=np.arange(len(pair_R2)),
+    )
 
 
 UNSEEN = (
@@ -266,9 +276,9 @@ UNSEEN = (
     "group. *Others, seen*: what the same agent loses among the nine groups that it learned "
     "with, their mean. *The same, seen*: what the runs that missed another group lose among the "
     "very items that this one never saw, which is stricter, as a group that is harder than others "
-    "is harder for both. Mean over training seeds; the ratios of the loss among unseen items to "
-    "either are per seed, with their 95% bootstrap intervals. PPO with `agent.head=two_tower "
-    f"{' '.join(OPEN)}`: weights that decay and items without "
+    "is harder for both. Means over training seeds; the ratios are those of the mean loss among "
+    "unseen items to either, with their 95% bootstrap intervals over seeds. PPO with "
+    f"`agent.head=two_tower {' '.join(OPEN)}`: weights that decay and items without "
     "embeddings of their own say less of what was seen alone, and who tries more learns of more.\n"
 )
 
@@ -316,7 +326,7 @@ def race(asked: Asked, scenario: str, seed: int) -> Race | None:
 
 def warm(asked: Asked) -> Iterator[str]:
     """PPO from a scorer's towers against PPO from nothing."""
-    yield f"## Warm start: {WARM_ITEMS:,} items, {WARM_STEPS:,} environment steps\n"
+    yield f"## {PARTS['warm']}: {WARM_ITEMS:,} items, {WARM_STEPS:,} environment steps\n"
     yield (
         f"A scorer learns from {SCORER_STEPS:,} steps, which count as the warm start's own. Steps "
         f"until {ENOUGH:.0%} of the score that the cold start of the same seed ends with. "
@@ -368,20 +378,36 @@ def main(argv: list[str]) -> None:
     seeds = {part: numbers("seeds", given["seeds"] or SEEDS[part]) for part in PARTS}
     asked = Asked(seeds, given["draw"], Path(str(given["runs_dir"])))
     torch.set_num_threads(1)
-    lines = [
-        "# Large catalogues: two-tower heads, unseen items, warm starts\n",
-        f"Made by `{command_of('towers', argv)}`; finished runs are kept, so that it goes on where "
-        "it was stopped.\n",
-    ]
-    for part in PARTS:
-        if part in parts:
-            for line in WRITERS[part](asked):
-                lines.append(line)
-                print(line, file=sys.stderr, flush=True)
-            lines.append("")
     target = Path(str(given["out"])) / "towers.md"
-    results.write_text(target, "\n".join(lines))
+    before = sections(target)
+    for part in parts:
+        lines = []
+        for line in WRITERS[part](asked):
+            lines.append(line)
+            print(line, file=sys.stderr, flush=True)
+        before[part] = "\n".join(lines).strip() + "\n"
+    page = [HEAD, *(before[part] for part in PARTS if part in before)]
+    results.write_text(target, "\n".join(page))
     print(target)
+
+
+HEAD = """# Large catalogues: two-tower heads, unseen items, warm starts
+
+Made by `python -m experiments.towers`, each section by itself where `parts=` names it; finished
+runs are kept, so that it goes on where it was stopped.
+"""
+
+
+def sections(target: Path) -> dict[str, str]:
+    """The sections of the page as it was, by the parts that wrote them."""
+    text = target.read_text() if target.is_file() else ""
+    found = [f"## {section.strip()}\n" for section in f"\n{text}".split("\n## ")[1:]]
+    return {
+        part: section
+        for part, title in PARTS.items()
+        for section in found
+        if section.startswith(f"## {title}")
+    }
 
 
 if __name__ == "__main__":

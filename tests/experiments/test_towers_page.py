@@ -45,6 +45,10 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
     times = {found.path: (found.path / "summary.json").stat().st_mtime_ns for found in runs}
     assert page(tmp_path, "draw=true", "seeds=0,1") == drawn
     assert page(tmp_path, "seeds=0,1") == drawn
+    renewed = page(tmp_path, "parts=unseen", "draw=true", "seeds=0,2")  # one run alone has no row
+    assert "| 1 | 2 |" not in renewed
+    assert renewed.count("\n## ") == drawn.count("\n## ") == 3
+    assert renewed.split("## Warm")[1] == drawn.split("## Warm")[1]
     assert {path: (path / "summary.json").stat().st_mtime_ns for path in times} == times
 
 
