@@ -105,7 +105,10 @@ class DeviceBridge(SB3Bridge):
                 f"agent.backend=device does not know the shop {type(env).__name__}: take "
                 "agent.backend=sb3"
             )
-        made: Any = ON_TORCH[type(env)](env.num_envs, device=device, **env.keywords)
+        try:
+            made: Any = ON_TORCH[type(env)](env.num_envs, device=device, **env.keywords)
+        except UsageError as error:
+            raise UsageError(f"{error}, or take agent.backend=sb3") from None
         self.env = made
         # only first sessions are cut, unless all are
         self.cut_until = math.inf if made.cuts else env.num_envs * env.shop.horizon

@@ -90,6 +90,8 @@ def main(argv: list[str]) -> None:
     if "bandit" in names and not draw:
         mabwiser()  # missed before anything is measured
     out = _directory(asked["out"])
+    if add and (out / page.JSON).is_file():
+        page.read(out / page.JSON)  # damaged, it is to be told before anything is measured
     if draw:
         report = page.read(out / page.JSON)
     else:

@@ -20,7 +20,8 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     """``key=value`` words over defaults; dotted keys open a nested dictionary.
 
     Raises:
-        UsageError: a word is no ``key=value``, or its first key is not among the defaults.
+        UsageError: a word is no ``key=value`` or has no value, or its first key is not among the
+            defaults.
     """
     for word in argv:
         if "=" not in word:
@@ -28,6 +29,8 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
         key = key_of(word)
         if key not in defaults:
             raise unknown("argument", key, defaults)
+        if not word.partition("=")[2].strip():
+            raise UsageError(f"{word} is empty: give a value, or leave it out")
         if isinstance(defaults[key], dict) and not word.startswith(f"{key}."):
             raise UsageError(f"{word}: give the keys of {key} one by one, as in {key}.seed=1")
     try:

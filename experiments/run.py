@@ -315,7 +315,8 @@ class Recorder:
                 ) from None
             raise Interrupted(
                 f"interrupted after {self._before + timesteps:,} steps, which are kept: go on with "
-                f"resume={self.directory.path}, or the same command and if_exists=resume"
+                f"python -m experiments.run resume={self.directory.path}, or with the same command "
+                "(and if_exists=resume where it is experiments.run)"
             )
         if self._every is not None and self._trained() - self._kept_at >= self._every:
             try:

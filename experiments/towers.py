@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,16 @@ class Asked:
     seeds: dict[str, list[int]]
     draw: bool
     runs_dir: Path
+    found: list[Path] = field(default_factory=list)  # the runs that were looked at
 
     def finished(self, words: list[str], points: str) -> results.RunDirectory | None:
         """The run of a configuration, done if it is missing; None where only drawing."""
         config = configuration([*PLAIN, POINTS[points], *words], self.runs_dir)
-        if not self.draw:
-            return run(config, "resume")
-        directory = run_directory(config)
-        return directory if directory.finished else None
+        directory = run_directory(config) if self.draw else run(config, "resume")
+        if not directory.finished:
+            return None
+        self.found.append(directory.path)
+        return directory
 
 
 def estimate(value_R: list[float], statistic: Callable[..., Any] = interquartile_mean) -> Estimate:
@@ -365,15 +367,17 @@ def main(argv: list[str]) -> None:
     asked = Asked(seeds, given["draw"], Path(str(given["runs_dir"])))
     torch.set_num_threads(1)
     target = Path(str(given["out"])) / "towers.md"
-    before = sections(target)
+    page = sections(target)
     for part in parts:
         lines = []
         for line in WRITERS[part](asked):
             lines.append(line)
             print(line, file=sys.stderr, flush=True)
-        before[part] = "\n".join(lines).strip() + "\n"
-    page = [HEAD, *(before[part] for part in PARTS if part in before)]
-    results.write_text(target, "\n".join(page))
+        if not asked.found:
+            raise UsageError(f"no run of {part} is finished in {asked.runs_dir}: leave out draw")
+        asked.found.clear()
+        page[part] = "\n".join(lines).strip() + "\n"
+    results.write_text(target, "\n".join([HEAD, *(page[part] for part in PARTS if part in page)]))
     print(target)
 
 
@@ -385,8 +389,16 @@ runs are kept, so that it goes on where it was stopped.
 
 
 def sections(target: Path) -> dict[str, str]:
-    """The sections of the page as it was, by the parts that wrote them."""
-    text = target.read_text() if target.is_file() else ""
+    """The sections of the page as it was, by the parts that wrote them; none where there is none.
+
+    Raises:
+        UsageError: it cannot be read, or there is no place for it.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = target.read_text() if target.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{target} cannot be a page: {error}: choose another out") from None
     found = [f"## {section.strip()}\n" for section in f"\n{text}".split("\n## ")[1:]]
     return {
         part: section

@@ -126,10 +126,7 @@ class RecsysTorchEnv:
             )
         self.num_envs = num_envs
         self._max_steps = min(max_episode_steps or self.shop.horizon, self.shop.horizon)
-        try:
-            self.device = torch.zeros((), device=device).device
-        except (RuntimeError, AssertionError):
-            raise UsageError(f"device {device!s} is not on this machine: choose cpu") from None
+        self.device = _device(device)
         self.dtype = dtype
         self.compile = compile
         self.single_action_space = self.shop.action_space
@@ -279,7 +276,8 @@ class RecsysTorchEnv:
         """Go on, to the bit, from a ``checkpoint`` of an environment of the same keywords.
 
         Raises:
-            UsageError: it is of another shop or number of slots, or damaged.
+            UsageError: it is of other sizes or kinds of numbers, or damaged. That two shops are of
+                one size, but else not alike, is not looked at.
         """
         try:
             self.reset(seed=0)  # what it should look like
@@ -290,9 +288,15 @@ class RecsysTorchEnv:
             self._next, self._drawn = self._tensor(kept["next"]), int(kept["drawn"])
             self._arrivals.restore(copy.deepcopy(kept["arrivals"]))
             self._rng.bit_generator.state = kept["generator"]
-        except (KeyError, TypeError, ValueError) as error:
+            luck_N, row_N = self._slots.luck, _row(self._queue, self._slots.arrival)
+            if not torch.equal(luck_N // self.shop.horizon, row_N):  # compiled, nothing else would
+                raise ValueError("its luck lies elsewhere")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             self._slots = None
-            raise UsageError(f"this checkpoint is not of such an environment: {error}") from None
+            raise UsageError(
+                f"this checkpoint is not of such an environment: {error} (num_envs, dtype and "
+                "compile must be the same, and the keywords)"
+            ) from None
         self._count()
         self._steps_left, self._before = 0, None
 
@@ -458,7 +462,7 @@ class RecsysTorchEnv:
 
     def _tensor(self, array: Any) -> Tensor:
         # torch takes over memory only where it may be written
-        tensor = torch.as_tensor(np.require(array, requirements="W"), device=self.device)
+        tensor = torch.as_tensor(np.require(array, requirements=("C", "W")), device=self.device)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     @cached_property
@@ -495,7 +499,10 @@ class RecsysTorchEnv:
             raise UsageError(
                 f"actions must be of shape ({self.num_envs},), got {tuple(action_N.shape)}"
             )
-        return action_N.to(torch.int64)
+        if action_N.device != self.device:
+            raise UsageError(f"actions must be on {self.device}, got {action_N.device}")
+        # columns of a table, say, are not contiguous, which compiled code takes for granted
+        return action_N.to(torch.int64).contiguous()
 
     def _check(self, valid: Tensor) -> None:
         """Refuse a step with an action that there is not."""
@@ -510,6 +517,17 @@ class RecsysGateTorchEnv(RecsysTorchEnv):
     """``num_envs`` gates in one shop, as tensors; see ``recenv.gate.RecsysGateEnv``."""
 
     shop_class: ClassVar[type[Shop]] = GateShop
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device that is there, with its index."""
+    try:
+        there = torch.zeros((), device=device).device
+    except (RuntimeError, AssertionError, TypeError):
+        there = None
+    if there is None or there.type == "meta":
+        raise UsageError(f"device {device!r} is not on this machine: choose cpu")
+    return there
 
 
 def _map(leaf: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -554,14 +572,18 @@ def _filled(like: Any, kept: Any, tensor: Callable[[Any], Tensor]) -> Any:
 
 
 def _check_like(name: str, kept: Any, like: Any) -> None:
-    """Refuse what has other parts or sizes."""
+    """Refuse what has other parts, sizes or kinds of numbers."""
     if isinstance(like, dict):
-        if set(kept) != set(like):
+        if not isinstance(kept, dict) or set(kept) != set(like):
             raise ValueError(f"its {name} has other parts")
         for part in like:
             _check_like(part, kept[part], like[part])
-    elif tuple(kept.shape) != tuple(like.shape):
+        return
+    kept = torch.as_tensor(kept)
+    if kept.shape != like.shape:
         raise ValueError(f"its {name} is of another size")
+    if kept.dtype != like.dtype:
+        raise ValueError(f"its {name} is of {kept.dtype}, not {like.dtype}")
 
 
 def _either(choice_N: Tensor, new: Slots, old: Slots) -> Slots:

@@ -173,7 +173,8 @@ class RecsysVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Go on, to the bit, from a ``checkpoint`` of an environment of the same keywords.
 
         Raises:
-            UsageError: it is of another shop or number of slots, or damaged.
+            UsageError: it is of other sizes, or damaged. That two shops are of one size, but else
+                not alike, is not looked at.
         """
         try:
             self._restore(copy.deepcopy(kept))

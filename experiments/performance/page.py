@@ -68,10 +68,19 @@ def read(path: Path) -> dict[str, Any]:
     report = read_json(path)
     names = {field.name for field in fields(Result)}
     try:
-        rows = [{k: v for k, v in row.items() if k in names} for row in report["rows"]]
-        return report | {"rows": [Result(**row) for row in rows], "machine": report["machine"]}
+        rows = [Result(**{k: v for k, v in r.items() if k in names}) for r in report["rows"]]
+        bad = [row.row for row in rows if not _measured(row)]
+        if bad:
+            raise TypeError(f"figures of {', '.join(map(str, bad))} are none")
+        return report | {"rows": rows, "machine": report["machine"]}
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is damaged: {error}") from None
+
+
+def _measured(row: Result) -> bool:
+    """Whether what should be numbers are."""
+    compared = (row.reference, row.ratio, row.ratio_min, row.ratio_max) if row.against else ()
+    return all(isinstance(figure, (int, float)) for figure in (row.ours, *compared))
 
 
 def with_old(report: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -457,6 +457,12 @@ def test_check_compares_with_older_figures(
     (tmp_path / "performance.json").write_text('{"rows": [{"row": "vector"}]}')
     assert run_command(monkeypatch, f"out={tmp_path}/new", check) == 2
     assert "is damaged" in capsys.readouterr().err
+    text = (tmp_path / "new" / "performance.json").read_text()
+    (tmp_path / "performance.json").write_text(text.replace('"ratio": 0.5', '"ratio": "half"'))
+    assert run_command(monkeypatch, f"out={tmp_path}/new", check) == 2
+    assert "figures of vector are none" in capsys.readouterr().err
+    assert run_command(monkeypatch, f"out={tmp_path}", "add=true") == 2
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_the_page_is_drawn_again_from_its_figures(

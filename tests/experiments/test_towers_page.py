@@ -34,8 +34,8 @@ def page(tmp_path: Path, *words: str) -> str:
 
 @pytest.mark.usefixtures("small")
 def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> None:
-    empty = page(tmp_path, "draw=true")
-    assert "| static |" not in empty
+    with pytest.raises(UsageError, match="no run of heads is finished"):
+        page(tmp_path, "draw=true")
     drawn = page(tmp_path, "seeds=0,1")
     runs = list(results.find_runs(tmp_path / "runs"))
     assert len(runs) == 4 + 2 + 6  # heads, unseen, warm
@@ -45,6 +45,8 @@ def test_every_part_has_its_table_and_finished_runs_are_used(tmp_path: Path) -> 
     times = {found.path: (found.path / "summary.json").stat().st_mtime_ns for found in runs}
     assert page(tmp_path, "draw=true", "seeds=0,1") == drawn
     assert page(tmp_path, "seeds=0,1") == drawn
+    with pytest.raises(UsageError, match="no run of warm is finished"):
+        page(tmp_path, "parts=warm", "draw=true", "seeds=7")
     renewed = page(tmp_path, "parts=unseen", "draw=true", "seeds=0,2")  # one run alone has no row
     assert "| 1 | 2 |" not in renewed
     assert renewed.count("\n## ") == drawn.count("\n## ") == 3
@@ -100,8 +102,18 @@ def test_a_race_counts_the_scorers_steps(tmp_path: Path) -> None:
         ("seeds=a", "seeds must be whole numbers"),
         ("draw=3", "draw must be true or false"),
         ("head=flat", "unknown argument 'head'"),
+        ("parts=", "parts= is empty"),
     ],
 )
 def test_a_mistake_is_one_line(word: str, part: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=part):
         page(tmp_path, word)
+
+
+@pytest.mark.parametrize("made", [Path.mkdir, lambda path: path.write_bytes(b"\xff\xfe\x00")])
+def test_what_cannot_be_a_page_is_told_before_any_run(made, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    made(tmp_path / "out" / "towers.md")
+    with pytest.raises(UsageError, match="cannot be a page"):
+        page(tmp_path, "parts=heads")
+    assert not (tmp_path / "runs").exists()

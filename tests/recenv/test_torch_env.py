@@ -177,6 +177,33 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(observation: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda luck: 3, "of another size"),
+        (lambda luck: luck + 10**9, "its luck lies elsewhere"),
+        (lambda luck: luck.to(torch.float32), "of torch.float32"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(damage: Any, told: str) -> None:
+    env = made()
+    play(env, 7)
+    kept = copy.deepcopy(env.checkpoint())
+    kept["slots"]["luck"] = damage(kept["slots"]["luck"])
+    with pytest.raises(UsageError, match=told):
+        made().restore(kept)
+
+
+def test_shoppers_are_on_a_device_that_is_there_and_so_are_actions(refuses: Any) -> None:
+    for device in ("cuda:99", "meta", "", 1.5):
+        with refuses("is not on this machine: choose cpu"):
+            made(device=device)
+    env = made()
+    env.reset(seed=0)
+    with refuses("actions must be on cpu, got meta"):
+        env.step(torch.zeros(N, dtype=torch.int64, device="meta"))
+
+
+@pytest.mark.parametrize(
     ("horizon", "churn_base"), [(8, -2.5), (24, -0.5)], ids=["round", "past one who stays"]
 )
 def test_the_ring_of_newcomers_is_written_over_those_who_left_alone(
@@ -242,7 +269,8 @@ def test_compiled_steps_are_the_same_steps() -> None:
     pairs = [(made(**keywords), made(compile=True, **keywords)) for keywords in shops]
     generator = torch.Generator().manual_seed(0)
     for t in range(60):
-        item_N = torch.randint(9, (N,), generator=generator)
+        # a column of a table: its numbers lie apart
+        item_N = torch.randint(9, (N, 2), generator=generator)[:, 0]
         with torch.set_grad_enabled(t < 30):  # learners look on without gradients
             for plain, compiled in pairs:
                 *ours, info = plain.step(item_N)
