@@ -130,5 +130,8 @@ def one_line(error: Exception) -> str:
 
 
 def hydras_line(error: Exception) -> UsageError:
-    """What Hydra complains of, without the list of the places where it looked."""
-    return UsageError(one_line(error).partition(" Config search path:")[0])
+    """What Hydra complains of, without the list of the places where it looked, and without how a
+    key could be added that nothing would read."""
+    line = one_line(error).partition(" Config search path:")[0]
+    line, hint, _ = line.partition(". To append to your config use ")
+    return UsageError(f"{line}: there is no such key" if hint else line)
