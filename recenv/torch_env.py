@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
-from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,9 +17,11 @@ from gymnasium.vector.utils import batch_space
 
 from recenv.dynamics import Outcome, State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError, check_options
+from recenv.fused import SETTLING, fused, settled
 from recenv.gate import GateShop
 from recenv.population import Sessions, decode_luck, initial_state
 from recenv.shop import Lenses, Memory, Shop, as_number, session_steps
+from recenv.tree import leaves, mapped
 
 try:
     import torch
@@ -32,15 +33,7 @@ Tensor = torch.Tensor
 OPTIONS = ("first_session_steps",)  # of reset
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 SURE_STEPS = 4  # for which newcomers are sure to last once the host has looked
-# Of torch.compile: all sizes are fixed and every index is in range: nothing need be checked.
-UNCHECKED: dict[str, Any] = {
-    "size_asserts": False,
-    "alignment_asserts": False,
-    "assert_indirect_indexing": False,
-    "guard_filter_fn": lambda guards: [False] * len(guards),
-}
-# What calls the kernels is compiled too, and tanh is made of exp: by itself it is a tenth of them.
-ON_CPU = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}
+Luck = tuple[Tensor, ...]  # in words of 32 bits, or what they stand for: thresholds, drift rows
 
 
 class Queue(NamedTuple):
@@ -53,7 +46,7 @@ class Queue(NamedTuple):
     interest: Tensor  # (Q, D)
     patience: Tensor  # (Q,)
     traits: Traits  # (Q,)
-    luck: tuple[Tensor, ...]  # (Q, T) words of 32 bits, or what they stand for
+    luck: Luck  # (Q, T) words of 32 bits, or what they stand for
     candidate: Tensor | None  # (Q, T) what arrives at a gate
 
 
@@ -65,7 +58,6 @@ class Slots(NamedTuple):
     traits: Traits
     memory: Memory | None
     arrival: Tensor  # (N,) how many came before her: her luck lies there in the ring
-    luck: Tensor  # (N,) where in the ring the luck of her next step lies
     cut: Tensor  # (N,) with how many recommendations still to come it is cut
 
 
@@ -90,8 +82,8 @@ class RecsysTorchEnv:
         max_episode_steps: cut sessions (``truncated``) after so many steps.
         device: where the tensors live.
         dtype: torch.float32 or torch.float64.
-        compile: let ``torch.compile`` fuse the step. The first step then takes a minute or
-            so, and needs a C++ compiler (on the cpu) or triton.
+        compile: let torch's compiler fuse the step. The first step then takes ten seconds or
+            more, and needs a C++ compiler (on the cpu) or triton.
         keywords: those of ``RecsysEnv`` (autoreset is always "SameStep").
     """
 
@@ -141,9 +133,10 @@ class RecsysTorchEnv:
         self._arrivals = self.shop.arrivals(num_envs, decoded=False)
         self._slots: Slots | None = None
         # of the last step: who was there, their luck, and what was done
-        self._before: tuple[Slots, tuple[Tensor, ...], Tensor] | None = None
+        self._before: tuple[Slots, Luck, Tensor] | None = None
         # from the first reset on
         self._queue: Queue
+        self._luck: Luck  # (N,) of the next step
         self._next: Tensor  # () how many have come in: the arrival of the next newcomer
         self._drawn: int  # how many have been put into the queue
         self._counted: Tensor  # (2,) the next and the oldest arrival a step ago, on the host
@@ -188,8 +181,7 @@ class RecsysTorchEnv:
         arrival_N = self._next + torch.arange(self.num_envs, device=self.device)
         self._slots = self._enter(self._queue, arrival_N)
         self._next = self._next + self.num_envs
-        self._count()
-        self._steps_left, self._before = 0, None
+        self._open()
         if first_N is not None:
             cut_N = torch.as_tensor(session_steps(first_N, self.num_envs), device=self.device)
             left_N = self.shop.horizon - cut_N.clamp(max=self._max_steps)
@@ -201,10 +193,16 @@ class RecsysTorchEnv:
         first = self._upload(self._arrivals.take(self._rng, self.num_envs))
         # those in the shop, those who wait, and room for who comes while somebody stays
         size = 2 ** math.ceil(math.log2((4 + SURE_STEPS) * self.num_envs))
-        self._queue = _map(first, lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])))
+        self._queue = mapped(lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])), first)
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)
         self._drawn = 0
         self._append(first)
+
+    def _open(self) -> None:
+        """Get ready for a first step of those who are in the shop."""
+        self._luck = self._look_up(self._queue, self._met())
+        self._count()
+        self._steps_left, self._before = 0, None
 
     def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Recommend one item to each shopper (at a gate: the candidate, or nothing).
@@ -221,14 +219,14 @@ class RecsysTorchEnv:
         if self._steps_left == 0:
             self._stock()
             slots = self._met()
-        # by itself: fused with arithmetic, a look-up that misses the cache holds everything up
-        luck_N = tuple(part.view(-1).index_select(0, slots.luck) for part in self._queue.luck)
-        after, following, valid, told = self._advance(
+        # what was before is let go first: new shoppers take its place in the cache
+        luck_N, self._before = self._luck, None
+        after, following, upcoming_N, valid, told = self._advance(
             slots, self._queue, self._next, luck_N, action_N
         )
         self._check(valid)
         self._before = slots, luck_N, action_N
-        self._slots, self._next = after, following
+        self._slots, self._next, self._luck = after, following, upcoming_N
         self._steps_left -= 1
         if self._steps_left == 1:
             self._count()
@@ -265,7 +263,7 @@ class RecsysTorchEnv:
         """
         return {
             "slots": _plain(self._met()),
-            "queue": _plain(_map(self._queue, torch.clone)),  # it is written in place
+            "queue": _plain(mapped(torch.clone, self._queue)),  # it is written in place
             "next": self._next,
             "drawn": self._drawn,
             "arrivals": copy.deepcopy(self._arrivals.checkpoint()),
@@ -288,55 +286,44 @@ class RecsysTorchEnv:
             self._next, self._drawn = self._tensor(kept["next"]), int(kept["drawn"])
             self._arrivals.restore(copy.deepcopy(kept["arrivals"]))
             self._rng.bit_generator.state = kept["generator"]
-            luck_N, row_N = self._slots.luck, _row(self._queue, self._slots.arrival)
-            if not torch.equal(luck_N // self.shop.horizon, row_N):  # compiled, nothing else would
-                raise ValueError("its luck lies elsewhere")
+            left_N = self._slots.state.remaining  # compiled, nothing else would look at it
+            if not ((left_N >= 1) & (left_N <= self.shop.horizon)).all():
+                raise ValueError("its remaining is none of a session")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             self._slots = None
             raise UsageError(
                 f"this checkpoint is not of such an environment: {error} (num_envs, dtype and "
                 "compile must be the same, and the keywords)"
             ) from None
-        self._count()
-        self._steps_left, self._before = 0, None
+        self._open()
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
 
     @cached_property
-    def _advance(self) -> Callable[..., tuple[Slots, Tensor, Tensor, Told]]:
+    def _advance(self) -> Callable[..., tuple[Slots, Tensor, Luck, Tensor, Told]]:
         """``_tick``, fused where that was asked for."""
         if not self.compile:
             return self._tick
-        # What is compiled is kept with the code of a function, to be used again where its guards
-        # allow. Here they would take as long as a small step, and nothing that they look at ever
-        # changes, so that there are none; but no other environment must use the same code.
-        own = FunctionType(RecsysTorchEnv._tick.__code__.replace(), globals())
-        options = UNCHECKED | (ON_CPU if self.device.type == "cpu" else {})
-        # sizes never change, and whatever could not be fused should be heard of
-        fused = torch.compile(MethodType(own, self), dynamic=False, fullgraph=True, options=options)
-        # It is compiled for copies: two arguments that are one tensor, as they may be in a first
-        # step, would be taken for one ever after.
         item_N = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        arguments = self._met(), self._queue, self._next, (item_N.to(torch.int32),), item_N
-        fused(*_map(arguments, torch.clone))
-        return fused
+        arguments = self._met(), self._queue, self._next, self._luck, item_N
+        return fused(self._tick, arguments, self.device)
 
     def _tick(
         self,
         slots: Slots,
         queue: Queue,
         next_: Tensor,
-        luck_N: tuple[Tensor, ...],
+        luck_N: Luck,
         action_N: Tensor,
-    ) -> tuple[Slots, Tensor, Tensor, Told]:
+    ) -> tuple[Slots, Tensor, Luck, Tensor, Told]:
         """A step as a function of tensors alone: the slots after it, the arrival of the next
-        newcomer, whether all actions are valid, and what is told."""
+        newcomer, the luck of the next step, whether all actions are valid, and what is told."""
         shop, candidate_N = self.shop, self._candidate(queue, slots)
         inside_N = action_N.clamp(0, shop.num_actions - 1)
         outcome, going, truncated_N = self._respond(slots, queue, luck_N, inside_N)
         revealed = (
-            shop.reveal(xp, self.tables, slots.state, slots.traits, inside_N, candidate_N)
+            shop.reveal(self._xp, self.tables, slots.state, slots.traits, inside_N, candidate_N)
             if shop.settings.reveal
             else {}
         )
@@ -344,7 +331,7 @@ class RecsysTorchEnv:
         over_N = (outcome.terminated | truncated_N).to(torch.int32)
         come_N = torch.cumsum(over_N, 0, dtype=torch.int32)
         arrival_N = next_ + come_N - 1
-        after = _either(over_N, self._enter(queue, arrival_N), going)
+        after = _either(over_N, self._enter(queue, arrival_N), going, blend=self.compile)
         terms = outcome.purchase_reward, outcome.leaving_charge
         told = Told(
             self._observe(queue, after),
@@ -356,16 +343,16 @@ class RecsysTorchEnv:
             revealed,
         )
         valid = (inside_N == action_N).all()
-        return after, next_ + come_N[-1], valid, told
+        return after, next_ + come_N[-1], self._look_up(queue, after), valid, told
 
     def _respond(
-        self, slots: Slots, queue: Queue, luck_N: tuple[Tensor, ...], action_N: Tensor
+        self, slots: Slots, queue: Queue, luck_N: Luck, action_N: Tensor
     ) -> tuple[Outcome, Slots, Tensor]:
         """What the actions lead to, the slots with nobody replaced, and whose session is cut."""
         shop, candidate_N = self.shop, self._candidate(queue, slots)
-        threshold_N, drift_row_N = luck_N if len(luck_N) > 1 else decode_luck(luck_N[0], xp)
+        threshold_N, drift_row_N = luck_N if len(luck_N) > 1 else decode_luck(luck_N[0], self._xp)
         outcome = shop.advance(
-            xp,
+            self._xp,
             self.tables,
             slots.state,
             slots.traits,
@@ -374,26 +361,41 @@ class RecsysTorchEnv:
             threshold_N.to(self.dtype),
             drift_row_N,
         )
-        item_N = shop.shown(xp, action_N, candidate_N)
-        memory = shop.remember(xp, self.lenses, slots.memory, item_N, outcome.event)
-        going = slots._replace(state=outcome.state, memory=memory, luck=slots.luck + 1)
+        item_N = shop.shown(self._xp, action_N, candidate_N)
+        memory = shop.remember(self._xp, self.lenses, slots.memory, item_N, outcome.event)
+        going = slots._replace(state=outcome.state, memory=memory)
         truncated_N = (outcome.state.remaining <= slots.cut) & ~outcome.terminated
         return outcome, going, truncated_N
 
     def _enter(self, queue: Queue, arrival_N: Tensor) -> Slots:
         """Those of these arrivals, with nothing recommended yet."""
-        row_N = _row(queue, arrival_N)
+        row_N = self._settled(_row(queue, arrival_N))
         state = initial_state(
-            xp,
+            self._xp,
             queue.interest[row_N],
             queue.patience[row_N],
             self.shop.catalogue.num_categories,
             self.shop.horizon,
         )
         traits = Traits(*(leaf[row_N] for leaf in queue.traits))
-        shopper_id_N, luck_N = queue.shopper_id[row_N], row_N * self.shop.horizon
         cut_N = torch.full_like(state.remaining, self.shop.horizon - self._max_steps)
-        return Slots(shopper_id_N, state, traits, self._blank, arrival_N, luck_N, cut_N)
+        return Slots(queue.shopper_id[row_N], state, traits, self._blank, arrival_N, cut_N)
+
+    def _turn(self, queue: Queue, slots: Slots) -> Tensor:
+        """Where in the ring what belongs to everybody's next step lies (N,)."""
+        horizon = self.shop.horizon
+        small = len(queue.shopper_id) * horizon < 2**31
+        gone_N = (horizon - slots.state.remaining).to(torch.int32 if small else torch.int64)
+        turn_N: Tensor = _row(queue, slots.arrival).to(gone_N.dtype) * horizon + gone_N
+        return turn_N
+
+    def _look_up(self, queue: Queue, slots: Slots) -> Luck:
+        """The luck of everybody's next step (N,).
+
+        It is looked up a step before: what misses the cache then holds up no arithmetic.
+        """
+        turn_N = self._turn(queue, slots)
+        return tuple(part.view(-1).index_select(0, turn_N) for part in queue.luck)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so
@@ -425,7 +427,7 @@ class RecsysTorchEnv:
         n, size = self.num_envs, len(self._queue.shopper_id)
         row = self._drawn % size
         fit = min(n, size - row)
-        for leaf, come in zip(_leaves(self._queue), _leaves(new), strict=True):
+        for leaf, come in zip(leaves(self._queue), leaves(new), strict=True):
             leaf[row : row + fit] = come[:fit]
             leaf[: n - fit] = come[fit:]
         self._drawn += n
@@ -438,11 +440,10 @@ class RecsysTorchEnv:
         waiting = torch.arange(used, self._drawn, device=self.device)
         kept = torch.cat([self._met().arrival, waiting])
         row = _row(self._queue, kept)
-        for leaf in _leaves(self._queue):
+        for leaf in leaves(self._queue):
             leaf[: len(kept)] = leaf[row]
         slots, first_N = self._met(), torch.arange(self.num_envs, device=self.device)
-        luck_N = first_N * self.shop.horizon + slots.luck % self.shop.horizon
-        self._slots = slots._replace(arrival=first_N, luck=luck_N)
+        self._slots = slots._replace(arrival=first_N)
         self._next = self._next + (self.num_envs - used)
         self._drawn = len(kept)
 
@@ -465,6 +466,13 @@ class RecsysTorchEnv:
         tensor = torch.as_tensor(np.require(array, requirements=("C", "W")), device=self.device)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
+    @property
+    def _xp(self) -> Any:
+        return SETTLING if self.compile else xp
+
+    def _settled(self, tensor: Tensor) -> Tensor:
+        return settled(tensor) if self.compile else tensor
+
     @cached_property
     def _blank(self) -> Memory | None:
         blank = self.shop.blank_memory((self.num_envs,))
@@ -473,7 +481,7 @@ class RecsysTorchEnv:
     def _observe(self, queue: Queue, slots: Slots) -> Tensor:
         candidate_N = self._candidate(queue, slots)
         observation: Tensor = self.shop.observe(
-            xp, self.lenses, slots.state, slots.traits, slots.memory, candidate_N
+            self._xp, self.lenses, slots.state, slots.traits, slots.memory, candidate_N
         )
         return observation
 
@@ -482,8 +490,8 @@ class RecsysTorchEnv:
         if queue.candidate is None:
             return None
         # whose session is over has none, and what is seen of her tells none
-        last = queue.candidate.numel() - 1
-        candidate_N: Tensor = torch.take(queue.candidate, slots.luck.clamp(max=last))
+        last, turn_N = queue.candidate.numel() - 1, self._turn(queue, slots)
+        candidate_N: Tensor = queue.candidate.view(-1).index_select(0, turn_N.clamp(max=last))
         return candidate_N
 
     def _met(self) -> Slots:
@@ -530,24 +538,9 @@ def _device(device: str | torch.device) -> torch.device:
     return there
 
 
-def _map(leaf: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same named tuples of other tensors."""
-    if isinstance(leaf, Tensor):
-        return function(leaf)
-    if leaf is None:
-        return None
-    parts = [_map(part, function) for part in leaf]
-    return type(leaf)(*parts) if hasattr(leaf, "_fields") else tuple(parts)
-
-
 def _row(queue: Queue, arrival: Tensor) -> Tensor:
     """Where in the ring those of these arrivals stand; its size is a power of two."""
     return arrival & (len(queue.shopper_id) - 1)
-
-
-def _leaves(queue: Queue) -> list[Tensor]:
-    leaves = [queue.shopper_id, queue.interest, queue.patience, *queue.traits, *queue.luck]
-    return leaves if queue.candidate is None else [*leaves, queue.candidate]
 
 
 def _plain(leaf: Any) -> Any:
@@ -586,16 +579,17 @@ def _check_like(name: str, kept: Any, like: Any) -> None:
         raise ValueError(f"its {name} is of {kept.dtype}, not {like.dtype}")
 
 
-def _either(choice_N: Tensor, new: Slots, old: Slots) -> Slots:
+def _either(choice_N: Tensor, new: Slots, old: Slots, blend: bool) -> Slots:
     """The new shoppers where the choice is 1, the old ones where it is 0.
 
-    It is a number, as inductor loads and spreads numbers far faster than bools.
+    It is a number, as inductor loads and spreads numbers far faster than bools; to ``blend``
+    vectors by it is faster there than to choose.
     """
     new_N = choice_N > 0
 
     def chosen(one: Any, other: Any) -> Any:
         if isinstance(one, Tensor):
-            return _chosen(choice_N, new_N, one, other)
+            return _chosen(choice_N, new_N, one, other, blend)
         return None if one is None else type(one)(*map(chosen, one, other))
 
     slots: Slots = chosen(new, old)
@@ -607,9 +601,9 @@ def _bytes(true_N: Tensor) -> Tensor:
     return true_N.to(torch.int32).to(torch.uint8)
 
 
-def _chosen(choice_N: Tensor, new_N: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def _chosen(choice_N: Tensor, new_N: Tensor, new: Tensor, old: Tensor, blend: bool) -> Tensor:
     ones = [1] * (new.ndim - 1)
-    if ones and new.is_floating_point() and torch.compiler.is_compiling():
-        share = choice_N.reshape(-1, *ones).to(new.dtype)
+    if ones and new.is_floating_point() and blend:
+        share = settled(choice_N.to(new.dtype)).reshape(-1, *ones)
         return share * new + (1.0 - share) * old
     return torch.where(new_N.reshape(-1, *ones) if ones else new_N, new, old)

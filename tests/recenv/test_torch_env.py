@@ -179,16 +179,17 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(observation: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda luck: 3, "of another size"),
-        (lambda luck: luck + 10**9, "its luck lies elsewhere"),
-        (lambda luck: luck.to(torch.float32), "of torch.float32"),
+        (lambda left: 3, "of another size"),
+        (lambda left: left + 10**6, "its remaining is none of a session"),
+        (lambda left: left.to(torch.float64), "of torch.float64"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(damage: Any, told: str) -> None:
     env = made()
     play(env, 7)
     kept = copy.deepcopy(env.checkpoint())
-    kept["slots"]["luck"] = damage(kept["slots"]["luck"])
+    state = kept["slots"]["state"]
+    state["remaining"] = damage(state["remaining"])
     with pytest.raises(UsageError, match=told):
         made().restore(kept)
 

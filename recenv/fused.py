@@ -1,0 +1,92 @@
+"""Functions of tensors as fused kernels, called straight.
+
+``torch.compile`` looks at its arguments at each call, which takes as long as a step of a
+thousand shoppers. Where sizes never change there is nothing to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from array_api_compat import torch as xp
+
+from recenv.tree import Tensors, leaves, maker
+
+Tensor = torch.Tensor
+# Sizes are fixed and every index is in range: nothing need be checked.
+UNCHECKED = {"size_asserts": False, "alignment_asserts": False, "assert_indirect_indexing": False}
+# What calls the kernels is compiled too; tanh is made of exp (by itself it is a tenth of a step);
+# and the rest of a row is done one by one, as some processors write parts of vectors slowly.
+ON_CPU = {
+    "cpp_wrapper": True,
+    "cpp.use_decompose_tanh": True,
+    "cpp.enable_loop_tail_vec": False,
+}
+
+
+def fused(
+    function: Callable[..., Any], arguments: tuple[Any, ...], device: torch.device
+) -> Callable[..., Any]:
+    """The same function, compiled for arguments such as these: of these sizes, contiguous.
+
+    Arguments and results are trees of tensors (``recenv.tree``). What else the function reads
+    is taken for constant, and nothing has a gradient.
+    """
+    # with them comes the whole of a compiler
+    from torch._inductor import standalone_compile
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    made: Callable[[Tensors], Any]
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        nonlocal made
+        results = function(*maker(arguments)(tensors))
+        made = maker(results)
+        return leaves(results)
+
+    # Of copies: two arguments that are one tensor, as they may be in a first step, would be
+    # taken for one ever after.
+    examples: list[Any] = [tensor.clone() for tensor in leaves(arguments)]
+    options = UNCHECKED | (ON_CPU if device.type == "cpu" else {})
+    with torch.no_grad():
+        kernels = standalone_compile(
+            make_fx(flat)(*examples),
+            examples,
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": options},
+        )
+
+    def call(*arguments: Any) -> Any:
+        with torch.no_grad():
+            return made(kernels(*leaves(arguments)))
+
+    return call
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """The same tensor, which kernels write down instead of working it out at each use.
+
+    Worth it for what a whole row hangs on: otherwise it is worked out for each part of the row.
+    (Of what ``as_strided`` looks at inductor needs a place in memory.)
+    """
+    return tensor.as_strided(tensor.shape, tensor.stride())
+
+
+class Settling:
+    """The array namespace of torch, in which rows are taken at settled places."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(xp, name)
+
+    def take(self, table: Tensor, index: Tensor, axis: int | None = None) -> Tensor:
+        """As ``take`` of the array API standard, of axis 0."""
+        if table.ndim == 1:
+            return table[index]
+        if axis != 0:
+            return xp.take(table, index, axis=axis)
+        return table[settled(index.to(torch.int32))]
+
+
+SETTLING = Settling()
