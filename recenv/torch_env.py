@@ -193,7 +193,10 @@ class RecsysTorchEnv:
         first = self._upload(self._arrivals.take(self._rng, self.num_envs))
         # those in the shop, those who wait, and room for who comes while somebody stays
         size = 2 ** math.ceil(math.log2((4 + SURE_STEPS) * self.num_envs))
-        self._queue = mapped(lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])), first)
+        ring = mapped(lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])), first)
+        self._queue = ring._replace(
+            luck=mapped(_by_turn, ring.luck), candidate=mapped(_by_turn, ring.candidate)
+        )
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)
         self._drawn = 0
         self._append(first)
@@ -282,7 +285,9 @@ class RecsysTorchEnv:
             for name, like in (("slots", self._met()), ("queue", self._queue)):
                 _check_like(name, kept[name], _plain(like))
             self._slots = _filled(self._met(), kept["slots"], self._tensor)
-            self._queue = _filled(self._queue, kept["queue"], self._tensor)
+            queue = _filled(self._queue, kept["queue"], self._tensor)
+            for leaf, filled in zip(leaves(self._queue), leaves(queue), strict=True):
+                leaf.copy_(filled)
             self._next, self._drawn = self._tensor(kept["next"]), int(kept["drawn"])
             self._arrivals.restore(copy.deepcopy(kept["arrivals"]))
             self._rng.bit_generator.state = kept["generator"]
@@ -383,10 +388,10 @@ class RecsysTorchEnv:
 
     def _turn(self, queue: Queue, slots: Slots) -> Tensor:
         """Where in the ring what belongs to everybody's next step lies (N,)."""
-        horizon = self.shop.horizon
-        small = len(queue.shopper_id) * horizon < 2**31
-        gone_N = (horizon - slots.state.remaining).to(torch.int32 if small else torch.int64)
-        turn_N: Tensor = _row(queue, slots.arrival).to(gone_N.dtype) * horizon + gone_N
+        horizon, size = self.shop.horizon, len(queue.shopper_id)
+        whole = torch.int32 if size * (horizon + 1) < 2**31 else torch.int64
+        gone_N = (horizon - slots.state.remaining).to(whole)
+        turn_N: Tensor = gone_N * size + _row(queue, slots.arrival).to(whole)
         return turn_N
 
     def _look_up(self, queue: Queue, slots: Slots) -> Luck:
@@ -395,7 +400,7 @@ class RecsysTorchEnv:
         It is looked up a step before: what misses the cache then holds up no arithmetic.
         """
         turn_N = self._turn(queue, slots)
-        return tuple(part.view(-1).index_select(0, turn_N) for part in queue.luck)
+        return tuple(part.T.reshape(-1).index_select(0, turn_N) for part in queue.luck)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so
@@ -491,7 +496,8 @@ class RecsysTorchEnv:
             return None
         # whose session is over has none, and what is seen of her tells none
         last, turn_N = queue.candidate.numel() - 1, self._turn(queue, slots)
-        candidate_N: Tensor = queue.candidate.view(-1).index_select(0, turn_N.clamp(max=last))
+        turn_N = turn_N.clamp(max=last)
+        candidate_N: Tensor = queue.candidate.T.reshape(-1).index_select(0, turn_N)
         return candidate_N
 
     def _met(self) -> Slots:
@@ -541,6 +547,14 @@ def _device(device: str | torch.device) -> torch.device:
 def _row(queue: Queue, arrival: Tensor) -> Tensor:
     """Where in the ring those of these arrivals stand; its size is a power of two."""
     return arrival & (len(queue.shopper_id) - 1)
+
+
+def _by_turn(leaf: Tensor) -> Tensor:
+    """Zeros (Q, T) in memory as (T, Q).
+
+    Who came together is at the same turn, and what they look up lies in the same lines of cache.
+    """
+    return leaf.new_zeros(leaf.shape[::-1]).T
 
 
 def _plain(leaf: Any) -> Any:
