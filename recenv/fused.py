@@ -29,7 +29,7 @@ ON_CPU = {
 def fused(
     function: Callable[..., Any], arguments: tuple[Any, ...], device: torch.device
 ) -> Callable[..., Any]:
-    """The same function, compiled for arguments such as these: of these sizes, contiguous.
+    """The same function, compiled for arguments such as these: of these sizes and strides.
 
     Arguments and results are trees of tensors (``recenv.tree``). What else the function reads
     is taken for constant, and nothing has a gradient.
@@ -58,11 +58,7 @@ def fused(
             options={"config_patches": options},
         )
 
-    def call(*arguments: Any) -> Any:
-        with torch.no_grad():
-            return made(kernels(*leaves(arguments)))
-
-    return call
+    return lambda *arguments: made(kernels(*leaves(arguments)))
 
 
 def settled(tensor: Tensor) -> Tensor:

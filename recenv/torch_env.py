@@ -17,15 +17,16 @@ from gymnasium.vector.utils import batch_space
 
 from recenv.dynamics import Outcome, State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError, check_options
-from recenv.fused import SETTLING, fused, settled
 from recenv.gate import GateShop
 from recenv.population import Sessions, decode_luck, initial_state
 from recenv.shop import Lenses, Memory, Shop, as_number, session_steps
-from recenv.tree import leaves, mapped
 
 try:
     import torch
     from array_api_compat import torch as xp
+
+    from recenv.fused import SETTLING, fused, settled
+    from recenv.tree import leaves, mapped
 except ModuleNotFoundError:
     raise MissingExtra("recenv.torch_env", "torch", "agents") from None
 
@@ -250,7 +251,7 @@ class RecsysTorchEnv:
         It is worked out when it is asked for: it would be a third of what a step writes.
 
         Raises:
-            UsageError: there was no step since the shop was filled.
+            UsageError: there was no step since the shop was filled, or it was refused.
         """
         if self._before is None:
             raise UsageError("nothing has ended yet: call step() first")
@@ -266,7 +267,7 @@ class RecsysTorchEnv:
         """
         return {
             "slots": _plain(self._met()),
-            "queue": _plain(mapped(torch.clone, self._queue)),  # it is written in place
+            "queue": _plain(mapped(_copied, self._queue)),  # it is written in place
             "next": self._next,
             "drawn": self._drawn,
             "arrivals": copy.deepcopy(self._arrivals.checkpoint()),
@@ -555,6 +556,11 @@ def _by_turn(leaf: Tensor) -> Tensor:
     Who came together is at the same turn, and what they look up lies in the same lines of cache.
     """
     return leaf.new_zeros(leaf.shape[::-1]).T
+
+
+def _copied(leaf: Tensor) -> Tensor:
+    """In rows, whichever way it lies in memory."""
+    return leaf.clone(memory_format=torch.contiguous_format)
 
 
 def _plain(leaf: Any) -> Any:

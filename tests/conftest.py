@@ -13,6 +13,14 @@ mpl.use("Agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = ("test_readme.py", "test_docs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first, so that nobody waits for them alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """More threads than cores make small networks many times slower."""

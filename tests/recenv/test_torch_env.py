@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from recenv.errors import UsageError  # noqa: E402
 from recenv.shop import OBSERVATIONS  # noqa: E402
-from recenv.torch_env import SURE_STEPS, RecsysTorchEnv  # noqa: E402
+from recenv.torch_env import SURE_STEPS, RecsysGateTorchEnv, RecsysTorchEnv  # noqa: E402
 from recenv.vector_env import RecsysVectorEnv  # noqa: E402
 
 N = 5
@@ -265,19 +265,26 @@ def test_no_step_waits_for_the_device() -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_are_the_same_steps() -> None:
-    """Two shops at once: what is compiled for one must not serve the other."""
-    shops = [{}, {"observation": "behaviour", "history": 3, "world_seed": 1, "num_items": 9}]
-    pairs = [(made(**keywords), made(compile=True, **keywords)) for keywords in shops]
+    """Several shops at once: what is compiled for one must not serve the others."""
+    other = {"observation": "behaviour", "history": 3, "world_seed": 1, "num_items": 9}
+    shops = (RecsysTorchEnv, {}), (RecsysTorchEnv, other), (RecsysGateTorchEnv, {"reveal": True})
+    pairs = [
+        [kind(N, compile=compile, **(LIVELY | keywords)) for compile in (False, True)]
+        for kind, keywords in shops
+    ]
+    for env in (env for pair in pairs for env in pair):
+        env.reset(seed=3)
     generator = torch.Generator().manual_seed(0)
     for t in range(60):
         # a column of a table: its numbers lie apart
         item_N = torch.randint(9, (N, 2), generator=generator)[:, 0]
         with torch.set_grad_enabled(t < 30):  # learners look on without gradients
             for plain, compiled in pairs:
-                *ours, info = plain.step(item_N)
-                *theirs, other = compiled.step(item_N)
+                action_N = item_N % plain.shop.num_actions
+                *ours, info = plain.step(action_N)
+                *theirs, told = compiled.step(action_N)
                 ours += [*info.values(), plain.final_observation()]
-                theirs += [*other.values(), compiled.final_observation()]
+                theirs += [*told.values(), compiled.final_observation()]
                 for one, two in zip(ours, theirs, strict=True):
                     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
