@@ -18,10 +18,12 @@ Tensor = torch.Tensor
 # Sizes are fixed and every index is in range: nothing need be checked.
 UNCHECKED = {"size_asserts": False, "alignment_asserts": False, "assert_indirect_indexing": False}
 # What calls the kernels is compiled too; tanh is made of exp (by itself it is a tenth of a step);
-# and the rest of a row is done one by one, as some processors write parts of vectors slowly.
+# a product and a sum are one instruction; and what is left of a row is done one by one, as some
+# processors write parts of vectors slowly.
 ON_CPU = {
     "cpp_wrapper": True,
     "cpp.use_decompose_tanh": True,
+    "cpp.enable_floating_point_contract_flag": "fast",
     "cpp.enable_loop_tail_vec": False,
 }
 

@@ -21,6 +21,7 @@ TRAIT_LIMIT = 3.0
 DRIFT_BITS = 10
 DRIFT_ROWS = 2**DRIFT_BITS  # of the frozen table of normal vectors: small enough for a cache
 THRESHOLD_BITS = 32 - DRIFT_BITS
+GUIDE = 1024  # a power of two, so that times and by it are exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +77,28 @@ class Population:
         return int(self.centre_CD.shape[1])
 
     @cached_property
-    def _cumulative_C(self) -> FloatArray:
-        """Upper ends of the components' shares of [0, 1)."""
+    def _guide(self) -> tuple[IntArray, FloatArray, int]:
+        """A guide table (Chen and Asau, 1974) to the components' shares of [0, 1).
+
+        At which component to begin to look, by GUIDE parts of [0, 1); the upper ends of the
+        shares; and how far to look on at most.
+        """
         cumulative = np.cumsum(self.weight_C, dtype=np.float64)
-        ends: FloatArray = cumulative[:-1] / cumulative[-1]
-        return ends
+        ends = cumulative[:-1] / cumulative[-1]
+        first = np.searchsorted(ends, np.arange(GUIDE + 1) / GUIDE)
+        return first[:-1], np.append(ends, np.inf), int(np.diff(first).max())
+
+    def components(self, uniform: FloatArray) -> IntArray:
+        """The components (n,) in whose shares uniforms (n,) of [0, 1) lie."""
+        first, end, steps = self._guide
+        component: IntArray = first.take((uniform * GUIDE).astype(np.intp))
+        for _ in range(steps):
+            component += end.take(component) < uniform
+        return component
 
     def draw(self, rng: np.random.Generator, count: int) -> People:
         """``count`` new shoppers."""
-        component = np.searchsorted(self._cumulative_C, rng.random(count))
+        component = self.components(rng.random(count))
         interest = normals(rng, (count, self.interest_dim))
         interest *= self.spread_CD.take(component, axis=0)
         interest += self.centre_CD.take(component, axis=0)

@@ -41,6 +41,23 @@ def leaves(sessions: Sessions) -> list[np.ndarray]:
     return [sessions.shopper_id, *sessions.state, *sessions.traits, *luck]
 
 
+@given(
+    st.lists(st.sampled_from([0.0, 1e-9, 1e-4, 0.1, 0.5, 1.0, 7.0]), min_size=1, max_size=40)
+    .map(np.array)
+    .filter(lambda weight: weight.sum() > 0),
+    st.integers(0, 2**32 - 1),
+)
+def test_components_are_those_in_whose_shares_uniforms_lie(weight: np.ndarray, seed: int) -> None:
+    share_C = weight / weight.sum()
+    vector_CD = np.ones((len(weight), 2), np.float32)
+    population = Population(weight_C=share_C, centre_CD=vector_CD, spread_CD=vector_CD)
+    end_C = np.cumsum(share_C)[:-1] / np.cumsum(share_C)[-1]
+    uniform = np.concatenate([np.random.default_rng(seed).random(50), [0.0, 1 - 2**-53], end_C])
+    uniform = uniform[uniform < 1]
+    expected = np.searchsorted(end_C, uniform)
+    np.testing.assert_array_equal(population.components(uniform), expected)
+
+
 # --- luck ------------------------------------------------------------------------------------
 
 
