@@ -390,7 +390,8 @@ class RecsysTorchEnv:
     def _turn(self, queue: Queue, slots: Slots) -> Tensor:
         """Where in the ring what belongs to everybody's next step lies (N,)."""
         horizon, size = self.shop.horizon, len(queue.shopper_id)
-        whole = torch.int32 if size * (horizon + 1) < 2**31 else torch.int64
+        small = self.compile and size * (horizon + 1) < 2**31
+        whole = torch.int32 if small else torch.int64
         gone_N = (horizon - slots.state.remaining).to(whole)
         turn_N: Tensor = gone_N * size + _row(queue, slots.arrival).to(whole)
         return turn_N
