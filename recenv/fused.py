@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from array_api_compat import torch as xp
 
+from recenv.errors import UsageError
 from recenv.tree import Tensors, leaves, maker
 
 Tensor = torch.Tensor
@@ -35,9 +36,13 @@ def fused(
 
     Arguments and results are trees of tensors (``recenv.tree``). What else the function reads
     is taken for constant, and nothing has a gradient.
+
+    Raises:
+        UsageError: no compiler is there, or it fails.
     """
     # with them comes the whole of a compiler
     from torch._inductor import standalone_compile
+    from torch._inductor.exc import InductorError
     from torch.fx.experimental.proxy_tensor import make_fx
 
     made: Callable[[Tensors], Any]
@@ -53,12 +58,20 @@ def fused(
     examples: list[Any] = [tensor.clone() for tensor in leaves(arguments)]
     options = UNCHECKED | (ON_CPU if device.type == "cpu" else {})
     with torch.no_grad():
-        kernels = standalone_compile(
-            make_fx(flat)(*examples),
-            examples,
-            dynamic_shapes="from_example_inputs",
-            options={"config_patches": options},
-        )
+        graph = make_fx(flat)(*examples)
+        try:
+            kernels = standalone_compile(
+                graph,
+                examples,
+                dynamic_shapes="from_example_inputs",
+                options={"config_patches": options},
+            )
+        except (InductorError, OSError) as error:
+            needed = "a C++ compiler" if device.type == "cpu" else "triton"
+            raise UsageError(
+                f"compile=True needs {needed} that works: install one, or leave compile out "
+                f"({str(error).splitlines()[0]})"
+            ) from error
 
     return lambda *arguments: made(kernels(*leaves(arguments)))
 

@@ -260,6 +260,8 @@ class Arrivals:
         waiting = kept["waiting"]
         self._waiting = None if waiting is None else self.session(waiting, self.block)
         self._next, self._arrived = int(kept["next"]), int(kept["arrived"])
+        if not 0 <= self._next <= self.block or self._arrived < 0:
+            raise ValueError(f"of {self.block} who wait, {self._next} have come in")
 
     def session(self, kept: dict[str, Any], count: int) -> Sessions:
         """``count`` sessions from their arrays by name; what is seen of them follows.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 from recenv.dynamics import Outcome, State, Tables, Traits
 from recenv.errors import MissingExtra, UsageError, check_options
 from recenv.gate import GateShop
+from recenv.observation import Behaviour
 from recenv.population import Sessions, decode_luck, initial_state
 from recenv.shop import Lenses, Memory, Shop, as_number, session_steps
 
@@ -26,7 +27,7 @@ try:
     from array_api_compat import torch as xp
 
     from recenv.fused import SETTLING, fused, settled
-    from recenv.tree import leaves, mapped
+    from recenv.tree import check_like, filled, leaves, mapped, plain
 except ModuleNotFoundError:
     raise MissingExtra("recenv.torch_env", "torch", "agents") from None
 
@@ -73,6 +74,20 @@ class Told(NamedTuple):
     terminated: Tensor  # (N,) bytes, as the next
     truncated: Tensor  # (N,)
     revealed: dict[str, Tensor]
+
+
+def _exact(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, also within ``torch.autocast``: shoppers do not get by with less."""
+
+    @wraps(method)
+    def called(env: RecsysTorchEnv, *arguments: Any, **keywords: Any) -> Any:
+        kind = env.device.type
+        if not torch.is_autocast_enabled(kind):
+            return method(env, *arguments, **keywords)
+        with torch.autocast(kind, enabled=False):
+            return method(env, *arguments, **keywords)
+
+    return called
 
 
 class RecsysTorchEnv:
@@ -163,6 +178,7 @@ class RecsysTorchEnv:
         """Who is in each slot."""
         return self._met().shopper_id
 
+    @_exact
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -171,7 +187,8 @@ class RecsysTorchEnv:
         ``options={"first_session_steps": steps_N}`` cuts each slot's first session after so
         many steps, so that slots do not end in lockstep.
         """
-        first_N = check_options(options, OPTIONS).get("first_session_steps")
+        first = check_options(options, OPTIONS).get("first_session_steps")
+        first_N = None if first is None else session_steps(first, self.num_envs)
         if seed is not None or self._slots is None:
             self._rng, _ = seeding.np_random(seed)
             self._arrivals.clear()
@@ -184,11 +201,12 @@ class RecsysTorchEnv:
         self._next = self._next + self.num_envs
         self._open()
         if first_N is not None:
-            cut_N = torch.as_tensor(session_steps(first_N, self.num_envs), device=self.device)
+            cut_N = torch.as_tensor(first_N, device=self.device)
             left_N = self.shop.horizon - cut_N.clamp(max=self._max_steps)
             self._slots = self._met()._replace(cut=left_N.to(self.dtype))
         return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N.clone()}
 
+    @torch.inference_mode(False)  # what is written in place must be writable outside too
     def _begin(self) -> None:
         """A new ring, and the first N sessions in it."""
         first = self._upload(self._arrivals.take(self._rng, self.num_envs))
@@ -208,6 +226,7 @@ class RecsysTorchEnv:
         self._count()
         self._steps_left, self._before = 0, None
 
+    @_exact
     def step(self, action_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Recommend one item to each shopper (at a gate: the candidate, or nothing).
 
@@ -244,6 +263,7 @@ class RecsysTorchEnv:
         ends = told.terminated.view(torch.bool), told.truncated.view(torch.bool)
         return told.observation, told.reward, *ends, info
 
+    @_exact
     def final_observation(self) -> Tensor:
         """What each shopper looked like at the end of the last step, before newcomers took the
         places of those who left (N, S).
@@ -251,7 +271,7 @@ class RecsysTorchEnv:
         It is worked out when it is asked for: it would be a third of what a step writes.
 
         Raises:
-            UsageError: there was no step since the shop was filled, or it was refused.
+            UsageError: there was no step since the shop was filled, or its actions were refused.
         """
         if self._before is None:
             raise UsageError("nothing has ended yet: call step() first")
@@ -266,9 +286,9 @@ class RecsysTorchEnv:
             UsageError: nobody is in the shop yet.
         """
         return {
-            "slots": _plain(self._met()),
-            "queue": _plain(mapped(_copied, self._queue)),  # it is written in place
-            "next": self._next,
+            "slots": plain(mapped(_copied, self._met())),
+            "queue": plain(mapped(_copied, self._queue)),
+            "next": _copied(self._next),
             "drawn": self._drawn,
             "arrivals": copy.deepcopy(self._arrivals.checkpoint()),
             "generator": self._rng.bit_generator.state,
@@ -283,25 +303,48 @@ class RecsysTorchEnv:
         """
         try:
             self.reset(seed=0)  # what it should look like
-            for name, like in (("slots", self._met()), ("queue", self._queue)):
-                _check_like(name, kept[name], _plain(like))
-            self._slots = _filled(self._met(), kept["slots"], self._tensor)
-            queue = _filled(self._queue, kept["queue"], self._tensor)
-            for leaf, filled in zip(leaves(self._queue), leaves(queue), strict=True):
-                leaf.copy_(filled)
-            self._next, self._drawn = self._tensor(kept["next"]), int(kept["drawn"])
+            check_like("checkpoint", kept, self.checkpoint())
+            self._slots = filled(self._met(), kept["slots"], self._own)
+            queue = filled(self._queue, kept["queue"], self._own)
+            for leaf, come in zip(leaves(self._queue), leaves(queue), strict=True):
+                leaf.copy_(come)
+            self._next, self._drawn = self._own(kept["next"]), kept["drawn"]
             self._arrivals.restore(copy.deepcopy(kept["arrivals"]))
             self._rng.bit_generator.state = kept["generator"]
-            left_N = self._slots.state.remaining  # compiled, nothing else would look at it
-            if not ((left_N >= 1) & (left_N <= self.shop.horizon)).all():
-                raise ValueError("its remaining is none of a session")
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._check_ranges()
+            self._open()
+        except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
             self._slots = None
             raise UsageError(
                 f"this checkpoint is not of such an environment: {error} (num_envs, dtype and "
                 "compile must be the same, and the keywords)"
             ) from None
-        self._open()
+
+    def _check_ranges(self) -> None:
+        """Refuse whole numbers by which nothing can be looked up: compiled code looks anyway."""
+        slots, queue, shop = self._met(), self._queue, self.shop
+        oldest = self._drawn - len(queue.shopper_id)
+        places = {
+            "next": (self._next, 0, self._drawn),
+            "arrival": (slots.arrival, max(oldest, 0), int(self._next) - 1),
+            "remaining": (slots.state.remaining, 1, shop.horizon),
+        }
+        if slots.memory is not None and isinstance(shop.view, Behaviour):
+            places["items"] = slots.memory.items, -1, shop.catalogue.num_items - 1
+            places["events"] = slots.memory.events, -1, shop.view.num_events - 1
+        if len(queue.luck) > 1:
+            places["luck"] = queue.luck[1], 0, len(self.tables.drift) - 1
+        if queue.candidate is not None:
+            waiting = self._tensor(self._arrivals.checkpoint()["waiting"]["candidate"])
+            places["candidate"] = queue.candidate, 0, shop.catalogue.num_items - 1
+            places["waiting"] = waiting, 0, shop.catalogue.num_items - 1
+        for name, (place, low, high) in places.items():
+            if not ((place >= low) & (place <= high)).all():
+                raise ValueError(f"its {name} does not lie in {low}..{high}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled code, which is made anew where it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "_advance"}
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
@@ -469,9 +512,14 @@ class RecsysTorchEnv:
         )
 
     def _tensor(self, array: Any) -> Tensor:
-        # torch takes over memory only where it may be written
-        tensor = torch.as_tensor(np.require(array, requirements=("C", "W")), device=self.device)
+        if not isinstance(array, Tensor):  # torch takes over memory only where it may be written
+            array = np.require(array, requirements=("C", "W"))
+        tensor = torch.as_tensor(array, device=self.device)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _own(self, array: Any) -> Tensor:
+        """A tensor that nobody else writes to."""
+        return _copied(self._tensor(array))
 
     @property
     def _xp(self) -> Any:
@@ -517,8 +565,9 @@ class RecsysTorchEnv:
             )
         if action_N.device != self.device:
             raise UsageError(f"actions must be on {self.device}, got {action_N.device}")
-        # columns of a table, say, are not contiguous, which compiled code takes for granted
-        return action_N.to(torch.int64).contiguous()
+        # columns of a table, say, are not contiguous, which compiled code takes for granted; and
+        # who acts may write the next actions over these, of which ``final_observation`` tells
+        return action_N.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
 
     def _check(self, valid: Tensor) -> None:
         """Refuse a step with an action that there is not."""
@@ -562,42 +611,6 @@ def _by_turn(leaf: Tensor) -> Tensor:
 def _copied(leaf: Tensor) -> Tensor:
     """In rows, whichever way it lies in memory."""
     return leaf.clone(memory_format=torch.contiguous_format)
-
-
-def _plain(leaf: Any) -> Any:
-    """Named tuples as dictionaries."""
-    if isinstance(leaf, tuple) and hasattr(leaf, "_asdict"):
-        return {k: _plain(v) for k, v in leaf._asdict().items() if v is not None}
-    if isinstance(leaf, tuple):
-        return {str(place): part for place, part in enumerate(leaf)}
-    return leaf
-
-
-def _filled(like: Any, kept: Any, tensor: Callable[[Any], Tensor]) -> Any:
-    """A named tuple such as ``like`` from dictionaries of tensors."""
-    if like is None:
-        return None
-    if isinstance(like, tuple) and not hasattr(like, "_fields"):
-        return tuple(tensor(kept[str(place)]) for place in range(len(like)))
-    if not hasattr(like, "_fields"):
-        return tensor(kept)
-    values = (_filled(getattr(like, name), kept.get(name), tensor) for name in like._fields)
-    return type(like)(*values)
-
-
-def _check_like(name: str, kept: Any, like: Any) -> None:
-    """Refuse what has other parts, sizes or kinds of numbers."""
-    if isinstance(like, dict):
-        if not isinstance(kept, dict) or set(kept) != set(like):
-            raise ValueError(f"its {name} has other parts")
-        for part in like:
-            _check_like(part, kept[part], like[part])
-        return
-    kept = torch.as_tensor(kept)
-    if kept.shape != like.shape:
-        raise ValueError(f"its {name} is of another size")
-    if kept.dtype != like.dtype:
-        raise ValueError(f"its {name} is of {kept.dtype}, not {like.dtype}")
 
 
 def _either(choice_N: Tensor, new: Slots, old: Slots, blend: bool) -> Slots:

@@ -31,6 +31,53 @@ def mapped(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     return maker(tree)([function(leaf) for leaf in leaves(tree)])
 
 
+def plain(tree: Any) -> Any:
+    """Tuples as dictionaries, by name or by place, without what is None."""
+    if not isinstance(tree, tuple):
+        return tree
+    named = tree._asdict() if hasattr(tree, "_asdict") else dict(enumerate(tree))
+    return {str(name): plain(part) for name, part in named.items() if part is not None}
+
+
+def filled(like: Any, kept: Any, tensor: Callable[[Any], torch.Tensor]) -> Any:
+    """A tree such as ``like`` of what ``plain`` made of one, by a function that makes tensors."""
+    if like is None:
+        return None
+    if not isinstance(like, tuple):
+        return tensor(kept)
+    names = getattr(like, "_fields", range(len(like)))
+    parts = [
+        filled(part, kept.get(str(name)), tensor) for name, part in zip(names, like, strict=True)
+    ]
+    return getattr(like, "_make", tuple)(parts)
+
+
+def check_like(name: str, kept: Any, like: Any) -> None:
+    """Refuse what has other parts, sizes or kinds of numbers, or numbers that are not finite.
+
+    Raises:
+        ValueError: and says what is wrong with it.
+    """
+    if isinstance(like, dict):
+        if not isinstance(kept, dict) or set(kept) != set(like):
+            raise ValueError(f"its {name} has other parts")
+        for part in like:
+            check_like(part, kept[part], like[part])
+    elif hasattr(like, "dtype"):
+        _check_array(name, torch.as_tensor(kept), torch.as_tensor(like))
+    elif type(kept) is not type(like):
+        raise ValueError(f"its {name} must be of type {type(like).__name__}")
+
+
+def _check_array(name: str, kept: torch.Tensor, like: torch.Tensor) -> None:
+    if kept.shape != like.shape:
+        raise ValueError(f"its {name} is of another size")
+    if kept.dtype != like.dtype:
+        raise ValueError(f"its {name} is of {kept.dtype}, not {like.dtype}")
+    if kept.is_floating_point() and not kept.isfinite().all():
+        raise ValueError(f"its {name} holds what is no number")
+
+
 def _gather(parts: Any, found: list[torch.Tensor]) -> None:
     for part in parts:
         if isinstance(part, tuple):

@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch._inductor import config as inductor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from recenv.errors import UsageError  # noqa: E402
@@ -176,22 +177,89 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(observation: str) -> None:
         RecsysTorchEnv(N + 60, **LIVELY).restore(kept)
 
 
+def cut(tree: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds what lies at the end of a path, and its name there."""
+    *way, name = path.split(".")
+    for step in way:
+        tree = tree[step]
+    return tree, name
+
+
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("path", "damage", "told"),
     [
-        (lambda left: 3, "of another size"),
-        (lambda left: left + 10**6, "its remaining is none of a session"),
-        (lambda left: left.to(torch.float64), "of torch.float64"),
+        ("slots.state.remaining", lambda left: 3, "of another size"),
+        ("slots.state.remaining", lambda left: left + 10**6, "remaining does not lie in 1..6"),
+        ("slots.state.remaining", lambda left: left.to(torch.float64), "of torch.float64"),
+        ("slots.state.interest", lambda u: u * torch.nan, "interest holds what is no number"),
+        ("slots.memory.items", lambda item: item + 10**8, "items does not lie in -1..11"),
+        ("slots.memory.events", lambda event: event - 9, "events does not lie in -1.."),
+        ("slots.arrival", lambda arrival: arrival + 10**6, "arrival does not lie in"),
+        ("queue.candidate", lambda item: item + 12, "candidate does not lie in 0..11"),
+        ("queue.luck.1", lambda row: row + 2000, "luck does not lie in 0..1023"),
+        ("queue", lambda queue: {}, "queue has other parts"),
+        ("next", lambda arrival: arrival + 10**6, "next does not lie in"),
+        ("next", lambda arrival: arrival[None], "next is of another size"),
+        ("drawn", lambda drawn: "many", "drawn must be of type int"),
+        ("arrivals.next", lambda place: 10**9, "of 64 who wait"),
+        ("arrivals.waiting.threshold", lambda word: word * 1.0, "threshold is of torch.float64"),
+        ("arrivals.waiting.shopper_id", lambda who: who[:1], "shopper_id is of another size"),
+        ("arrivals.waiting.candidate", lambda item: item - 10**8, "waiting does not lie in 0..11"),
+        ("arrivals.waiting.state", lambda state: None, "state has other parts"),
+        ("generator.uinteger", lambda word: -1, "not of such an environment"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused(damage: Any, told: str) -> None:
-    env = made()
-    play(env, 7)
-    kept = copy.deepcopy(env.checkpoint())
-    state = kept["slots"]["state"]
-    state["remaining"] = damage(state["remaining"])
+def test_a_damaged_checkpoint_is_refused(path: str, damage: Any, told: str) -> None:
+    keywords = LIVELY | {"observation": "behaviour", "history": 3}
+    env = RecsysGateTorchEnv(N, **keywords)
+    env.reset(seed=3)
+    env.step(torch.ones(N, dtype=torch.int64))
+    kept = env.checkpoint()
+    part, name = cut(kept, path)
+    part[name] = damage(part[name])
+    other = RecsysGateTorchEnv(N, **keywords)
     with pytest.raises(UsageError, match=told):
-        made().restore(kept)
+        other.restore(kept)
+    with pytest.raises(UsageError, match="call reset"):
+        other.step(torch.ones(N, dtype=torch.int64))
+
+
+def test_nobody_else_writes_to_what_an_environment_holds() -> None:
+    """Neither to actions that were taken, nor to a checkpoint on either side."""
+    env, action_N = made(observation="behaviour"), torch.arange(N)
+    env.step(action_N)
+    seen, kept = env.final_observation(), env.checkpoint()
+    action_N.fill_(7)
+    assert torch.equal(env.final_observation(), seen)
+    other = made(observation="behaviour")
+    other.restore(kept)
+    for leaf in (kept["slots"]["state"]["interest"], kept["queue"]["interest"], kept["next"]):
+        leaf.zero_()
+    assert same(play(env, 60), play(other, 60))
+
+
+def test_it_may_be_filled_anywhere_and_goes_on_elsewhere() -> None:
+    expected = play(made(), 60)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        env = made()
+    assert same(play(env, 60), expected)
+    env = made()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(play(env, 30), expected[: len(expected) // 2])
+
+
+def test_what_is_on_the_device_stays_there() -> None:
+    env = made()
+    env.device = torch.device("meta")  # which numpy cannot read, no more than an accelerator
+    assert env._tensor(torch.zeros(3, device="meta")).device.type == "meta"
+
+
+def test_who_has_no_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    env = made(compile=True, num_items=7)
+    nowhere = {"cpp.cxx": (None, "/nowhere/g++")}
+    with inductor.patch(nowhere), pytest.raises(UsageError, match=r"C\+\+ compiler that works"):
+        env.step(torch.zeros(N, dtype=torch.int64))
 
 
 def test_shoppers_are_on_a_device_that_is_there_and_so_are_actions(refuses: Any) -> None:
