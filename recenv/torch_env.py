@@ -66,6 +66,7 @@ class Slots(NamedTuple):
 class Told(NamedTuple):
     """What a step returns, before it is put into words."""
 
+    action: Tensor  # (N,) as it was taken: the caller may write others over his
     observation: Tensor  # (N, S)
     event: Tensor  # (N,)
     purchase: Tensor  # (N,) a term of the reward, as the next
@@ -248,7 +249,7 @@ class RecsysTorchEnv:
             slots, self._queue, self._next, luck_N, action_N
         )
         self._check(valid)
-        self._before = slots, luck_N, action_N
+        self._before = slots, luck_N, told.action
         self._slots, self._next, self._luck = after, following, upcoming_N
         self._steps_left -= 1
         if self._steps_left == 1:
@@ -383,6 +384,7 @@ class RecsysTorchEnv:
         after = _either(over_N, self._enter(queue, arrival_N), going, blend=self.compile)
         terms = outcome.purchase_reward, outcome.leaving_charge
         told = Told(
+            inside_N,
             self._observe(queue, after),
             outcome.event.to(torch.int8),
             *terms,
@@ -479,7 +481,8 @@ class RecsysTorchEnv:
         fit = min(n, size - row)
         for leaf, come in zip(leaves(self._queue), leaves(new), strict=True):
             leaf[row : row + fit] = come[:fit]
-            leaf[: n - fit] = come[fit:]
+            if fit < n:
+                leaf[: n - fit] = come[fit:]
         self._drawn += n
 
     def _close_ranks(self, used: int) -> None:
@@ -565,9 +568,8 @@ class RecsysTorchEnv:
             )
         if action_N.device != self.device:
             raise UsageError(f"actions must be on {self.device}, got {action_N.device}")
-        # columns of a table, say, are not contiguous, which compiled code takes for granted; and
-        # who acts may write the next actions over these, of which ``final_observation`` tells
-        return action_N.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
+        # columns of a table, say, are not contiguous, which compiled code takes for granted
+        return action_N.to(torch.int64).contiguous()
 
     def _check(self, valid: Tensor) -> None:
         """Refuse a step with an action that there is not."""
