@@ -38,11 +38,11 @@ def made(**keywords: Any) -> RecsysTorchEnv:
     return env
 
 
-def play(env: RecsysTorchEnv, steps: int) -> list[Any]:
+def play(env: RecsysTorchEnv, steps: int, actions: int = 12) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
     told = []
     for _ in range(steps):
-        item_N = torch.randint(12, (N,), generator=generator)
+        item_N = torch.randint(actions, (N,), generator=generator)
         *seen, info = env.step(item_N)
         told += [*seen, *info.values()]
     return told
@@ -360,6 +360,8 @@ def test_compiled_steps_are_the_same_steps() -> None:
                 theirs += [*told.values(), compiled.final_observation()]
                 for one, two in zip(ours, theirs, strict=True):
                     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    clone = pickle.loads(pickle.dumps(compiled))  # it compiles anew
+    assert same(play(clone, 3, actions=2), play(compiled, 3, actions=2))
 
 
 def test_nobody_has_left_a_shop_that_was_just_filled(refuses: Any) -> None:
