@@ -56,7 +56,9 @@ def fused(
     # Of copies: two arguments that are one tensor, as they may be in a first step, would be
     # taken for one ever after.
     examples: list[Any] = [tensor.clone() for tensor in leaves(arguments)]
-    options = UNCHECKED | (ON_CPU if device.type == "cpu" else {})
+    options: dict[str, Any] = dict(UNCHECKED)
+    if device.type == "cpu":  # places for what each thread finds are counted beforehand
+        options |= ON_CPU | {"cpp.threads": torch.get_num_threads()}
     with torch.no_grad():
         graph = make_fx(flat)(*examples)
         try:

@@ -100,7 +100,9 @@ class RecsysTorchEnv:
         device: where the tensors live.
         dtype: torch.float32 or torch.float64.
         compile: let torch's compiler fuse the step. The first step then takes ten seconds or
-            more, and needs a C++ compiler (on the cpu) or triton.
+            more, and needs a C++ compiler (on the cpu) or triton. On the cpu all steps use as many
+            threads as torch has at the first: let them be fewer than the cores where other
+            processes work too, as threads that wait for each other wait for those.
         keywords: those of ``RecsysEnv`` (autoreset is always "SameStep").
     """
 
