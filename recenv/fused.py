@@ -69,10 +69,11 @@ def fused(
                 options={"config_patches": options},
             )
         except (InductorError, OSError) as error:
+            reason = str(error).partition("\n")[0]
             needed = "a C++ compiler" if device.type == "cpu" else "triton"
             raise UsageError(
                 f"compile=True needs {needed} that works: install one, or leave compile out "
-                f"({str(error).splitlines()[0]})"
+                f"({reason})"
             ) from error
 
     return lambda *arguments: made(kernels(*leaves(arguments)))
@@ -94,7 +95,7 @@ class Settling:
         return getattr(xp, name)
 
     def take(self, table: Tensor, index: Tensor, axis: int | None = None) -> Tensor:
-        """As ``take`` of the array API standard, of axis 0."""
+        """As ``take`` of the array API standard."""
         if table.ndim == 1:
             return table[index]
         if axis != 0:
