@@ -13,7 +13,7 @@ import torch
 from array_api_compat import torch as xp
 
 from recenv.errors import UsageError
-from recenv.tree import Tensors, leaves, maker
+from recenv.tree import Tensors, leaves, maker, taker
 
 Tensor = torch.Tensor
 # Sizes are fixed and every index is in range: nothing need be checked.
@@ -41,11 +41,14 @@ def fused(
         UsageError: no compiler is there, or it fails.
     """
     # with them comes the whole of a compiler
+    from torch._functorch import config as functorch
     from torch._inductor import standalone_compile
+    from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.exc import InductorError
     from torch.fx.experimental.proxy_tensor import make_fx
 
     made: Callable[[Tensors], Any]
+    kernels: Callable[[list[Tensor]], list[Tensor]]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         nonlocal made
@@ -53,20 +56,28 @@ def fused(
         made = maker(results)
         return leaves(results)
 
+    def kept(*graph: Any, **keywords: Any) -> Any:
+        nonlocal kernels
+        kernels = compile_fx_inner(*graph, **keywords)
+        return kernels
+
     # Of copies: two arguments that are one tensor, as they may be in a first step, would be
     # taken for one ever after.
     examples: list[Any] = [tensor.clone() for tensor in leaves(arguments)]
     options: dict[str, Any] = dict(UNCHECKED)
     if device.type == "cpu":  # places for what each thread finds are counted beforehand
         options |= ON_CPU | {"cpp.threads": torch.get_num_threads()}
-    with torch.no_grad():
+    # what wraps kernels for autograd takes half as long to call as they; a cache of it would hide
+    # them
+    with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
         graph = make_fx(flat)(*examples)
+        constants = list(graph.buffers())  # what else the function read
         try:
-            kernels = standalone_compile(
+            standalone_compile(
                 graph,
                 examples,
                 dynamic_shapes="from_example_inputs",
-                options={"config_patches": options},
+                options={"config_patches": options, "inner_compile": kept},
             )
         except (InductorError, OSError) as error:
             reason = str(error).partition("\n")[0]
@@ -76,7 +87,8 @@ def fused(
                 f"({reason})"
             ) from error
 
-    return lambda *arguments: made(kernels(*leaves(arguments)))
+    take = taker(arguments)
+    return lambda *arguments: made(kernels([*constants, *take(arguments)]))
 
 
 def settled(tensor: Tensor) -> Tensor:
@@ -88,6 +100,15 @@ def settled(tensor: Tensor) -> Tensor:
     return tensor.as_strided(tensor.shape, tensor.stride())
 
 
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table, or numbers of a row; every index counts from the front.
+
+    Of ``table[index]`` kernels would look whether it counts from the end, in 64 bits.
+    """
+    found = torch.embedding(table.reshape(len(table), -1), index)
+    return found.reshape(*index.shape, *table.shape[1:])
+
+
 class Settling:
     """The array namespace of torch, in which rows are taken at settled places."""
 
@@ -97,10 +118,10 @@ class Settling:
     def take(self, table: Tensor, index: Tensor, axis: int | None = None) -> Tensor:
         """As ``take`` of the array API standard."""
         if table.ndim == 1:
-            return table[index]
+            return rows(table, index)
         if axis != 0:
             return xp.take(table, index, axis=axis)
-        return table[settled(index.to(torch.int32))]
+        return rows(table, settled(index.to(torch.int32)))
 
 
 SETTLING = Settling()

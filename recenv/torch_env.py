@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ try:
     import torch
     from array_api_compat import torch as xp
 
-    from recenv.fused import SETTLING, fused, settled
+    from recenv.fused import SETTLING, fused, rows, settled
     from recenv.tree import check_like, filled, leaves, mapped, plain
 except ModuleNotFoundError:
     raise MissingExtra("recenv.torch_env", "torch", "agents") from None
@@ -34,14 +34,16 @@ except ModuleNotFoundError:
 Tensor = torch.Tensor
 OPTIONS = ("first_session_steps",)  # of reset
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-SURE_STEPS = 4  # for which newcomers are sure to last once the host has looked
+SURE_STEPS = 4  # for which newcomers are sure to last once an accelerator was asked
 Luck = tuple[Tensor, ...]  # in words of 32 bits, or what they stand for: thresholds, drift rows
 
 
 class Queue(NamedTuple):
     """A ring of Q sessions: those in the shop, and the newcomers after them.
 
-    It is written in place, where nobody stands any more; Q is a power of two.
+    It is written in place, where nobody stands any more; Q is a power of two. What belongs to turns
+    lies in memory as (T, Q): who came together is at the same turn, and what they look up lies in
+    the same lines of cache.
     """
 
     shopper_id: Tensor  # (Q,)
@@ -55,7 +57,6 @@ class Queue(NamedTuple):
 class Slots(NamedTuple):
     """Who is in the shop."""
 
-    shopper_id: Tensor  # (N,)
     state: State
     traits: Traits
     memory: Memory | None
@@ -67,6 +68,7 @@ class Told(NamedTuple):
     """What a step returns, before it is put into words."""
 
     action: Tensor  # (N,) as it was taken: the caller may write others over his
+    shopper_id: Tensor  # (N,) whose reply it is
     observation: Tensor  # (N, S)
     event: Tensor  # (N,)
     purchase: Tensor  # (N,) a term of the reward, as the next
@@ -138,6 +140,7 @@ class RecsysTorchEnv:
         self.num_envs = num_envs
         self._max_steps = min(max_episode_steps or self.shop.horizon, self.shop.horizon)
         self.device = _device(device)
+        self._far = self.device.type != "cpu"  # to look at a number there is to wait for it
         self.dtype = dtype
         self.compile = compile
         self.single_action_space = self.shop.action_space
@@ -158,7 +161,7 @@ class RecsysTorchEnv:
         self._luck: Luck  # (N,) of the next step
         self._next: Tensor  # () how many have come in: the arrival of the next newcomer
         self._drawn: int  # how many have been put into the queue
-        self._counted: Tensor  # (2,) the next and the oldest arrival a step ago, on the host
+        self._counted: Tensor  # (2,) of an accelerator: the next and the oldest arrival a step ago
         self._steps_left: int  # for how many steps the newcomers are sure to last
 
     @property
@@ -179,7 +182,8 @@ class RecsysTorchEnv:
     @property
     def shopper_id_N(self) -> Tensor:
         """Who is in each slot."""
-        return self._met().shopper_id
+        slots = self._met()
+        return self._shopper_id(self._queue, slots)
 
     @_exact
     def reset(
@@ -207,7 +211,7 @@ class RecsysTorchEnv:
             cut_N = torch.as_tensor(first_N, device=self.device)
             left_N = self.shop.horizon - cut_N.clamp(max=self._max_steps)
             self._slots = self._met()._replace(cut=left_N.to(self.dtype))
-        return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N.clone()}
+        return self._observe(self._queue, self._met()), {"shopper_id": self.shopper_id_N}
 
     @torch.inference_mode(False)  # what is written in place must be writable outside too
     def _begin(self) -> None:
@@ -215,13 +219,18 @@ class RecsysTorchEnv:
         first = self._upload(self._arrivals.take(self._rng, self.num_envs))
         # those in the shop, those who wait, and room for who comes while somebody stays
         size = 2 ** math.ceil(math.log2((4 + SURE_STEPS) * self.num_envs))
-        ring = mapped(lambda leaf: leaf.new_zeros((size, *leaf.shape[1:])), first)
-        self._queue = ring._replace(
-            luck=mapped(_by_turn, ring.luck), candidate=mapped(_by_turn, ring.candidate)
-        )
+        ring = mapped(lambda leaf: self._zeros(leaf, (size, *leaf.shape[1:])), first)
+        by_turn = partial(mapped, lambda leaf: self._zeros(leaf, leaf.shape[::-1]).T)
+        self._queue = ring._replace(luck=by_turn(ring.luck), candidate=by_turn(ring.candidate))
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)
         self._drawn = 0
         self._append(first)
+
+    def _zeros(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Room in the ring. It is numpy's, as numpy asks for large pages of memory: what is looked
+        up here and there is found sooner by them."""
+        kind = torch.empty(0, dtype=like.dtype).numpy().dtype
+        return self._tensor(np.zeros(shape, dtype=kind))
 
     def _open(self) -> None:
         """Get ready for a first step of those who are in the shop."""
@@ -257,7 +266,7 @@ class RecsysTorchEnv:
         if self._steps_left == 1:
             self._count()
         info = {
-            "shopper_id": slots.shopper_id,
+            "shopper_id": told.shopper_id,
             "event": told.event,
             "purchase": told.purchase,
             "leaving": told.leaving,
@@ -387,6 +396,7 @@ class RecsysTorchEnv:
         terms = outcome.purchase_reward, outcome.leaving_charge
         told = Told(
             inside_N,
+            self._shopper_id(queue, slots),
             self._observe(queue, after),
             outcome.event.to(torch.int8),
             *terms,
@@ -425,14 +435,17 @@ class RecsysTorchEnv:
         row_N = self._settled(_row(queue, arrival_N))
         state = initial_state(
             self._xp,
-            queue.interest[row_N],
-            queue.patience[row_N],
+            rows(queue.interest, row_N),
+            rows(queue.patience, row_N),
             self.shop.catalogue.num_categories,
             self.shop.horizon,
         )
-        traits = Traits(*(leaf[row_N] for leaf in queue.traits))
+        traits = Traits(*(rows(leaf, row_N) for leaf in queue.traits))
         cut_N = torch.full_like(state.remaining, self.shop.horizon - self._max_steps)
-        return Slots(queue.shopper_id[row_N], state, traits, self._blank, arrival_N, cut_N)
+        return Slots(state, traits, self._blank, arrival_N, cut_N)
+
+    def _shopper_id(self, queue: Queue, slots: Slots) -> Tensor:
+        return rows(queue.shopper_id, _row(queue, slots.arrival).to(torch.int32))
 
     def _turn(self, queue: Queue, slots: Slots) -> Tensor:
         """Where in the ring what belongs to everybody's next step lies (N,)."""
@@ -449,11 +462,13 @@ class RecsysTorchEnv:
         It is looked up a step before: what misses the cache then holds up no arithmetic.
         """
         turn_N = self._turn(queue, slots)
-        return tuple(part.T.reshape(-1).index_select(0, turn_N) for part in queue.luck)
+        return tuple(rows(part.T.reshape(-1), turn_N) for part in queue.luck)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so
-        that no step waits for the device."""
+        that no step waits for an accelerator."""
+        if not self._far:
+            return
         counts = torch.stack([self._next, self._met().arrival.min()])
         if self.device.type != "cuda":
             self._counted = counts
@@ -465,16 +480,22 @@ class RecsysTorchEnv:
 
     def _stock(self) -> None:
         """Call for newcomers where there might be too few of them."""
+        n, oldest = self.num_envs, None
         if self.device.type == "cuda":
             self._copied.synchronize()  # of a step ago
-        n, (used, oldest) = self.num_envs, map(int, self._counted)
-        while self._drawn - used - n < SURE_STEPS * n:
+        if self._far:
+            used, oldest = map(int, self._counted)
+            late, sure = n, SURE_STEPS * n  # the step since then may have used up n of them
+        else:
+            used, late, sure = int(self._next), 0, n
+        while self._drawn - used - late < sure:
+            if oldest is None:
+                oldest = int(self._met().arrival.min())
             if self._drawn + n - oldest > len(self._queue.shopper_id):
                 self._close_ranks(used)
                 used, oldest = n, 0
             self._append(self._upload(self._arrivals.take(self._rng, n)))
-        # the step since they were counted may have used up n of them
-        self._steps_left = (self._drawn - used - n) // n
+        self._steps_left = (self._drawn - used - late) // n
 
     def _append(self, new: Queue) -> None:
         """N more sessions into the ring, over those of shoppers who have left."""
@@ -552,7 +573,7 @@ class RecsysTorchEnv:
         # whose session is over has none, and what is seen of her tells none
         last, turn_N = queue.candidate.numel() - 1, self._turn(queue, slots)
         turn_N = turn_N.clamp(max=last)
-        candidate_N: Tensor = queue.candidate.T.reshape(-1).index_select(0, turn_N)
+        candidate_N: Tensor = rows(queue.candidate.T.reshape(-1), turn_N)
         return candidate_N
 
     def _met(self) -> Slots:
@@ -570,16 +591,17 @@ class RecsysTorchEnv:
             )
         if action_N.device != self.device:
             raise UsageError(f"actions must be on {self.device}, got {action_N.device}")
+        if action_N.dtype == torch.int64 and action_N.is_contiguous():
+            return action_N
         # columns of a table, say, are not contiguous, which compiled code takes for granted
         return action_N.to(torch.int64).contiguous()
 
     def _check(self, valid: Tensor) -> None:
         """Refuse a step with an action that there is not."""
-        if self.device.type == "cpu":
-            if not valid:
-                raise self.shop.misstep("an action")
-        else:
+        if self._far:
             torch._assert_async(valid)
+        elif not valid:
+            raise self.shop.misstep("an action")
 
 
 class RecsysGateTorchEnv(RecsysTorchEnv):
@@ -604,14 +626,6 @@ def _row(queue: Queue, arrival: Tensor) -> Tensor:
     return arrival & (len(queue.shopper_id) - 1)
 
 
-def _by_turn(leaf: Tensor) -> Tensor:
-    """Zeros (Q, T) in memory as (T, Q).
-
-    Who came together is at the same turn, and what they look up lies in the same lines of cache.
-    """
-    return leaf.new_zeros(leaf.shape[::-1]).T
-
-
 def _copied(leaf: Tensor) -> Tensor:
     """In rows, whichever way it lies in memory."""
     return leaf.clone(memory_format=torch.contiguous_format)
@@ -624,10 +638,11 @@ def _either(choice_N: Tensor, new: Slots, old: Slots, blend: bool) -> Slots:
     vectors by it is faster there than to choose.
     """
     new_N = choice_N > 0
+    share_N = settled(choice_N.to(new.state.interest.dtype)) if blend else None
 
     def chosen(one: Any, other: Any) -> Any:
         if isinstance(one, Tensor):
-            return _chosen(choice_N, new_N, one, other, blend)
+            return _chosen(new_N, share_N, one, other)
         return None if one is None else type(one)(*map(chosen, one, other))
 
     slots: Slots = chosen(new, old)
@@ -639,9 +654,9 @@ def _bytes(true_N: Tensor) -> Tensor:
     return true_N.to(torch.int32).to(torch.uint8)
 
 
-def _chosen(choice_N: Tensor, new_N: Tensor, new: Tensor, old: Tensor, blend: bool) -> Tensor:
-    ones = [1] * (new.ndim - 1)
-    if ones and new.is_floating_point() and blend:
-        share = settled(choice_N.to(new.dtype)).reshape(-1, *ones)
+def _chosen(new_N: Tensor, share_N: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    wide = (-1, *[1] * (new.ndim - 1))
+    if share_N is not None and new.ndim > 1 and new.is_floating_point():
+        share = share_N.reshape(wide)
         return share * new + (1.0 - share) * old
-    return torch.where(new_N.reshape(-1, *ones) if ones else new_N, new, old)
+    return torch.where(new_N.reshape(wide), new, old)

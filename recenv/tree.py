@@ -26,6 +26,17 @@ def maker(tree: Any) -> Callable[[Tensors], Any]:
     return _maker(tree, 0)[0]
 
 
+def taker(tree: Any) -> Callable[[Any], Tensors]:
+    """What finds the ``leaves`` of such trees, with all questions asked beforehand too."""
+    if not isinstance(tree, tuple | dict):
+        return (lambda _: ()) if tree is None else (lambda leaf: (leaf,))
+    if isinstance(tree, tuple) and all(isinstance(part, torch.Tensor) for part in tree):
+        return lambda given: given
+    keys = tree if isinstance(tree, dict) else range(len(tree))
+    parts = [(key, taker(tree[key])) for key in keys if tree[key] is not None]
+    return lambda given: [leaf for key, take in parts for leaf in take(given[key])]
+
+
 def mapped(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     """The same tree of what the function makes of each tensor."""
     return maker(tree)([function(leaf) for leaf in leaves(tree)])
