@@ -1,7 +1,8 @@
 """Functions of tensors as fused kernels, called straight.
 
 ``torch.compile`` looks at its arguments at each call, which takes as long as a step of a
-thousand shoppers. Where sizes never change there is nothing to look at.
+thousand shoppers. Where sizes never change, and nothing has a gradient, there is nothing to
+look at.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def fused(
     """The same function, compiled for arguments such as these: of these sizes and strides.
 
     Arguments and results are trees of tensors (``recenv.tree``). What else the function reads
-    is taken for constant, and nothing has a gradient.
+    is taken for constant (its tensors are read anew at each call), and nothing has a gradient.
 
     Raises:
         UsageError: no compiler is there, or it fails.
@@ -67,11 +68,11 @@ def fused(
     options: dict[str, Any] = dict(UNCHECKED)
     if device.type == "cpu":  # places for what each thread finds are counted beforehand
         options |= ON_CPU | {"cpp.threads": torch.get_num_threads()}
-    # what wraps kernels for autograd takes half as long to call as they; a cache of it would hide
-    # them
+    # Only kernels are kept: to call what autograd wraps around them takes half as long again. (From
+    # a cache, wrappers would come with kernels inside that nobody sees.)
     with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
         graph = make_fx(flat)(*examples)
-        constants = list(graph.buffers())  # what else the function read
+        read = [tensor for _, tensor in graph.named_buffers(remove_duplicate=False)]
         try:
             standalone_compile(
                 graph,
@@ -88,7 +89,7 @@ def fused(
             ) from error
 
     take = taker(arguments)
-    return lambda *arguments: made(kernels([*constants, *take(arguments)]))
+    return lambda *arguments: made(kernels([*read, *take(arguments)]))
 
 
 def settled(tensor: Tensor) -> Tensor:

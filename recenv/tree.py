@@ -13,28 +13,26 @@ Tensors = Sequence[torch.Tensor]
 
 def leaves(tree: Any) -> list[torch.Tensor]:
     """The tensors, in order."""
-    found: list[torch.Tensor] = []
-    _gather((tree,), found)
-    return found
-
-
-def maker(tree: Any) -> Callable[[Tensors], Any]:
-    """What makes such trees of as many tensors as there are ``leaves``.
-
-    All questions are asked beforehand, as it is called at each step.
-    """
-    return _maker(tree, 0)[0]
+    return list(taker(tree)(tree))
 
 
 def taker(tree: Any) -> Callable[[Any], Tensors]:
-    """What finds the ``leaves`` of such trees, with all questions asked beforehand too."""
+    """What finds the ``leaves`` of such trees.
+
+    All questions are asked beforehand, as it is called at each step.
+    """
     if not isinstance(tree, tuple | dict):
         return (lambda _: ()) if tree is None else (lambda leaf: (leaf,))
     if isinstance(tree, tuple) and all(isinstance(part, torch.Tensor) for part in tree):
         return lambda given: given
-    keys = tree if isinstance(tree, dict) else range(len(tree))
-    parts = [(key, taker(tree[key])) for key in keys if tree[key] is not None]
-    return lambda given: [leaf for key, take in parts for leaf in take(given[key])]
+    names = tree if isinstance(tree, dict) else range(len(tree))
+    parts = [(name, taker(tree[name])) for name in names if tree[name] is not None]
+    return lambda given: [leaf for name, take in parts for leaf in take(given[name])]
+
+
+def maker(tree: Any) -> Callable[[Tensors], Any]:
+    """What makes such trees of as many tensors as there are ``leaves``; all is asked beforehand."""
+    return _maker(tree, 0)[0]
 
 
 def mapped(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
@@ -87,16 +85,6 @@ def _check_array(name: str, kept: torch.Tensor, like: torch.Tensor) -> None:
         raise ValueError(f"its {name} is of {kept.dtype}, not {like.dtype}")
     if kept.is_floating_point() and not kept.isfinite().all():
         raise ValueError(f"its {name} holds what is no number")
-
-
-def _gather(parts: Any, found: list[torch.Tensor]) -> None:
-    for part in parts:
-        if isinstance(part, tuple):
-            _gather(part, found)
-        elif isinstance(part, dict):
-            _gather(part.values(), found)
-        elif part is not None:
-            found.append(part)
 
 
 def _maker(tree: Any, first: int) -> tuple[Callable[[Tensors], Any], int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from recenv.tree import leaves, maker, mapped  # noqa: E402
+from recenv.tree import leaves, maker, mapped, taker  # noqa: E402
 
 
 class Pair(NamedTuple):
@@ -46,3 +46,4 @@ def test_what_is_taken_apart_can_be_put_together(tree: Any) -> None:
     doubled = mapped(lambda leaf: 2 * leaf, tree)
     assert [int(leaf) for leaf in leaves(doubled)] == [2 * int(leaf) for leaf in leaves(tree)]
     assert plain(maker(doubled)(leaves(tree))) == plain(tree)
+    assert [int(leaf) for leaf in taker(tree)(doubled)] == [2 * int(leaf) for leaf in leaves(tree)]
