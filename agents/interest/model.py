@@ -9,6 +9,7 @@ she only looks at), so that each is one inequality on the utility and not only a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -410,13 +411,15 @@ def held_out(model: InterestModel, histories: Histories, *, anew: bool = False) 
     """
     model.eval()
     draw = torch.Generator().manual_seed(0)
-    sums, parts = np.zeros(2), range(0, len(histories), ROWS)
-    for first in parts:
-        part = histories.take(np.arange(first, min(first + ROWS, len(histories))))
+    # of even parts, as their losses count alike
+    rows, parts = np.arange(len(histories)), math.ceil(len(histories) / ROWS)
+    sums = np.zeros(2)
+    for row in np.array_split(rows, parts):
+        part = histories.take(row)
         seen = _tensors(model, part)
         u = model.lessons(*seen, draw) if anew else model.windows(*seen)
         sums += [float(loss) for loss in model.losses(u, *seen, draw)]
-    return Losses(*(sums / len(parts)))
+    return Losses(*(sums / parts))
 
 
 def popularity_loss(learned: Histories, judged: Histories, num_items: int) -> float:
