@@ -101,28 +101,31 @@ def settled(tensor: Tensor) -> Tensor:
     return tensor.as_strided(tensor.shape, tensor.stride())
 
 
-def rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table, or numbers of a row; every index counts from the front.
-
-    Of ``table[index]`` kernels would look whether it counts from the end, in 64 bits.
-    """
-    found = torch.embedding(table.reshape(len(table), -1), index)
-    return found.reshape(*index.shape, *table.shape[1:])
-
-
 class Settling:
-    """The array namespace of torch, in which rows are taken at settled places."""
+    """The array namespace of torch, in which ``take`` is made for kernels.
+
+    Indices are settled where a whole row hangs on them, and all count from the front.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(xp, name)
 
     def take(self, table: Tensor, index: Tensor, axis: int | None = None) -> Tensor:
         """As ``take`` of the array API standard."""
-        if table.ndim == 1:
-            return rows(table, index)
-        if axis != 0:
+        if table.ndim > 1 and axis != 0:
             return xp.take(table, index, axis=axis)
-        return rows(table, settled(index.to(torch.int32)))
+        if len(table) < 2**31:  # which take half the room
+            index = index.to(torch.int32)
+        return _rows(table, settled(index) if table.ndim > 1 else index)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table (F, ...) for an index (N,).
+
+    Of ``table[index]`` kernels would look whether it counts from the end, in 64 bits.
+    """
+    found = torch.embedding(table.reshape(len(table), -1), index)
+    return found.reshape(*index.shape, *table.shape[1:])
 
 
 SETTLING = Settling()

@@ -26,7 +26,7 @@ try:
     import torch
     from array_api_compat import torch as xp
 
-    from recenv.fused import SETTLING, fused, rows, settled
+    from recenv.fused import SETTLING, fused, settled
     from recenv.tree import check_like, filled, leaves, mapped, plain
 except ModuleNotFoundError:
     raise MissingExtra("recenv.torch_env", "torch", "agents") from None
@@ -227,8 +227,13 @@ class RecsysTorchEnv:
         self._append(first)
 
     def _zeros(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Room in the ring. It is numpy's, as numpy asks for large pages of memory: what is looked
-        up here and there is found sooner by them."""
+        """Room in the ring.
+
+        On the host it is numpy's, as numpy asks for large pages of memory: what is looked up here
+        and there is found sooner by them.
+        """
+        if self._far:
+            return like.new_zeros(shape)
         kind = torch.empty(0, dtype=like.dtype).numpy().dtype
         return self._tensor(np.zeros(shape, dtype=kind))
 
@@ -432,20 +437,21 @@ class RecsysTorchEnv:
 
     def _enter(self, queue: Queue, arrival_N: Tensor) -> Slots:
         """Those of these arrivals, with nothing recommended yet."""
-        row_N = self._settled(_row(queue, arrival_N))
+        row_N, take = _row(queue, arrival_N), self._xp.take
         state = initial_state(
             self._xp,
-            rows(queue.interest, row_N),
-            rows(queue.patience, row_N),
+            take(queue.interest, row_N, axis=0),
+            take(queue.patience, row_N),
             self.shop.catalogue.num_categories,
             self.shop.horizon,
         )
-        traits = Traits(*(rows(leaf, row_N) for leaf in queue.traits))
+        traits = Traits(*(take(leaf, row_N) for leaf in queue.traits))
         cut_N = torch.full_like(state.remaining, self.shop.horizon - self._max_steps)
         return Slots(state, traits, self._blank, arrival_N, cut_N)
 
     def _shopper_id(self, queue: Queue, slots: Slots) -> Tensor:
-        return rows(queue.shopper_id, _row(queue, slots.arrival).to(torch.int32))
+        shopper_id_N: Tensor = self._xp.take(queue.shopper_id, _row(queue, slots.arrival))
+        return shopper_id_N
 
     def _turn(self, queue: Queue, slots: Slots) -> Tensor:
         """Where in the ring what belongs to everybody's next step lies (N,)."""
@@ -462,7 +468,7 @@ class RecsysTorchEnv:
         It is looked up a step before: what misses the cache then holds up no arithmetic.
         """
         turn_N = self._turn(queue, slots)
-        return tuple(rows(part.T.reshape(-1), turn_N) for part in queue.luck)
+        return tuple(self._xp.take(part.T.reshape(-1), turn_N) for part in queue.luck)
 
     def _count(self) -> None:
         """Begin to tell the host how many newcomers have come in; it looks a step later, so
@@ -551,9 +557,6 @@ class RecsysTorchEnv:
     def _xp(self) -> Any:
         return SETTLING if self.compile else xp
 
-    def _settled(self, tensor: Tensor) -> Tensor:
-        return settled(tensor) if self.compile else tensor
-
     @cached_property
     def _blank(self) -> Memory | None:
         blank = self.shop.blank_memory((self.num_envs,))
@@ -573,7 +576,7 @@ class RecsysTorchEnv:
         # whose session is over has none, and what is seen of her tells none
         last, turn_N = queue.candidate.numel() - 1, self._turn(queue, slots)
         turn_N = turn_N.clamp(max=last)
-        candidate_N: Tensor = rows(queue.candidate.T.reshape(-1), turn_N)
+        candidate_N: Tensor = self._xp.take(queue.candidate.T.reshape(-1), turn_N)
         return candidate_N
 
     def _met(self) -> Slots:
