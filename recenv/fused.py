@@ -17,8 +17,14 @@ from recenv.errors import UsageError
 from recenv.tree import Tensors, leaves, maker, taker
 
 Tensor = torch.Tensor
-# Sizes are fixed and every index is in range: nothing need be checked.
-UNCHECKED = {"size_asserts": False, "alignment_asserts": False, "assert_indirect_indexing": False}
+# Sizes are fixed and every index is in range: nothing need be checked. What a function reads is
+# handed to its kernels, which therefore must not keep it to themselves ("freezing").
+ALWAYS = {
+    "size_asserts": False,
+    "alignment_asserts": False,
+    "assert_indirect_indexing": False,
+    "freezing": False,
+}
 # What calls the kernels is compiled too; tanh is made of exp (by itself it is a tenth of a step);
 # a product and a sum are one instruction; and what is left of a row is done one by one, as some
 # processors write parts of vectors slowly.
@@ -39,14 +45,19 @@ def fused(
     is taken for constant (its tensors are read anew at each call), and nothing has a gradient.
 
     Raises:
-        UsageError: no compiler is there, or it fails.
+        UsageError: no compiler is there, it fails, or it cannot write.
     """
-    # with them comes the whole of a compiler
-    from torch._functorch import config as functorch
-    from torch._inductor import standalone_compile
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.exc import InductorError
-    from torch.fx.experimental.proxy_tensor import make_fx
+    try:  # the whole of a compiler, which makes a directory as it is imported
+        from torch._functorch import config as functorch
+        from torch._inductor import standalone_compile
+        from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.exc import InductorError
+        from torch.fx.experimental.proxy_tensor import make_fx
+    except OSError as error:
+        raise UsageError(
+            "compile=True needs a directory that torch's compiler can write to: set "
+            f"TORCHINDUCTOR_CACHE_DIR ({error})"
+        ) from error
 
     made: Callable[[Tensors], Any]
     kernels: Callable[[list[Tensor]], list[Tensor]]
@@ -57,15 +68,17 @@ def fused(
         made = maker(results)
         return leaves(results)
 
-    def kept(*graph: Any, **keywords: Any) -> Any:
+    def kept(graph: Any, given: Any, **keywords: Any) -> Any:
         nonlocal kernels
-        kernels = compile_fx_inner(*graph, **keywords)
+        if len(given) != len(read) + len(examples):
+            raise RuntimeError("torch hands its kernels other tensors than are handed over here")
+        kernels = compile_fx_inner(graph, given, **keywords)
         return kernels
 
     # Of copies: two arguments that are one tensor, as they may be in a first step, would be
     # taken for one ever after.
     examples: list[Any] = [tensor.clone() for tensor in leaves(arguments)]
-    options: dict[str, Any] = dict(UNCHECKED)
+    options: dict[str, Any] = dict(ALWAYS)
     if device.type == "cpu":  # places for what each thread finds are counted beforehand
         options |= ON_CPU | {"cpp.threads": torch.get_num_threads()}
     # Only kernels are kept: to call what autograd wraps around them takes half as long again. (From

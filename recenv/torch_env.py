@@ -234,7 +234,7 @@ class RecsysTorchEnv:
         """
         if self._far:
             return like.new_zeros(shape)
-        kind = torch.empty(0, dtype=like.dtype).numpy().dtype
+        kind = torch.empty(0, dtype=like.dtype, device="cpu").numpy().dtype
         return self._tensor(np.zeros(shape, dtype=kind))
 
     def _open(self) -> None:
@@ -334,7 +334,7 @@ class RecsysTorchEnv:
             self._slots = None
             raise UsageError(
                 f"this checkpoint is not of such an environment: {error} (num_envs, dtype and "
-                "compile must be the same, and the keywords)"
+                "compile must be the same, and the keywords and the version)"
             ) from None
 
     def _check_ranges(self) -> None:

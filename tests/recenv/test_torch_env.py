@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -260,6 +263,35 @@ def test_who_has_no_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     nowhere = {"cpp.cxx": (None, "/nowhere/g++")}
     with inductor.patch(nowhere), pytest.raises(UsageError, match=r"C\+\+ compiler that works"):
         env.step(torch.zeros(N, dtype=torch.int64))
+
+
+def test_who_has_no_place_for_the_compiler_is_told_so() -> None:
+    code = (
+        "import torch; from recenv.torch_env import RecsysTorchEnv; "
+        "env = RecsysTorchEnv(4, compile=True); env.reset(seed=0); "
+        "env.step(torch.zeros(4, dtype=torch.int64))"
+    )
+    words = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{os.devnull}/cache"}
+    done = subprocess.run([sys.executable, "-c", code], env=words, capture_output=True, text=True)
+    assert "UsageError: compile=True needs a directory" in done.stderr.splitlines()[-1]
+    assert "set TORCHINDUCTOR_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_kernels_read_is_not_frozen_into_them() -> None:
+    with inductor.patch(freezing=True):
+        theirs = play(made(compile=True), 20)
+    for one, two in zip(play(made(), 20), theirs, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_the_device_is_the_one_that_was_asked_for() -> None:
+    item_N = torch.zeros(N, dtype=torch.int64)
+    with torch.device("meta"):  # where torch makes what nobody puts elsewhere
+        elsewhere = made()
+        *theirs, _ = elsewhere.step(item_N)
+    *ours, _ = made().step(item_N)
+    assert same(theirs, ours)
 
 
 def test_shoppers_are_on_a_device_that_is_there_and_so_are_actions(refuses: Any) -> None:
