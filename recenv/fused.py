@@ -8,6 +8,7 @@ look at.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -47,20 +48,16 @@ def fused(
     Raises:
         UsageError: no compiler is there, it fails, or it cannot write.
     """
-    try:  # the whole of a compiler, which makes a directory as it is imported
-        from torch._functorch import config as functorch
-        from torch._inductor import standalone_compile
-        from torch._inductor.compile_fx import compile_fx_inner
-        from torch._inductor.exc import InductorError
-        from torch.fx.experimental.proxy_tensor import make_fx
+    try:
+        import_module("torch._inductor")  # which makes a directory
     except OSError as error:
         raise UsageError(
             "compile=True needs a directory that torch's compiler can write to: set "
             f"TORCHINDUCTOR_CACHE_DIR ({error})"
         ) from error
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     made: Callable[[Tensors], Any]
-    kernels: Callable[[list[Tensor]], list[Tensor]]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         nonlocal made
@@ -68,41 +65,57 @@ def fused(
         made = maker(results)
         return leaves(results)
 
+    # Of copies: two arguments that are one tensor, as they may be in a first step, would be
+    # taken for one ever after.
+    examples = [tensor.clone() for tensor in leaves(arguments)]
+    with torch.no_grad():
+        graph = make_fx(flat)(*examples)
+        read = [tensor for _, tensor in graph.named_buffers(remove_duplicate=False)]
+        kernels = _kernels(graph, examples, len(read), device)
+
+    take = taker(arguments)
+    return lambda *arguments: made(kernels([*read, *take(arguments)]))
+
+
+def _kernels(
+    graph: torch.fx.GraphModule, examples: list[Any], num_read: int, device: torch.device
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The kernels of a graph, of a list of what it reads and of its arguments.
+
+    To call what autograd wraps around them takes half as long again.
+    """
+    # with them comes the whole of a compiler
+    from torch._functorch import config as functorch
+    from torch._inductor import standalone_compile
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.exc import InductorError
+
+    kernels: Callable[[list[Tensor]], list[Tensor]]
+
     def kept(graph: Any, given: Any, **keywords: Any) -> Any:
         nonlocal kernels
-        if len(given) != len(read) + len(examples):
+        if len(given) != num_read + len(examples):
             raise RuntimeError("torch hands its kernels other tensors than are handed over here")
         kernels = compile_fx_inner(graph, given, **keywords)
         return kernels
 
-    # Of copies: two arguments that are one tensor, as they may be in a first step, would be
-    # taken for one ever after.
-    examples: list[Any] = [tensor.clone() for tensor in leaves(arguments)]
-    options: dict[str, Any] = dict(ALWAYS)
+    patches: dict[str, Any] = dict(ALWAYS)
     if device.type == "cpu":  # places for what each thread finds are counted beforehand
-        options |= ON_CPU | {"cpp.threads": torch.get_num_threads()}
-    # Only kernels are kept: to call what autograd wraps around them takes half as long again. (From
-    # a cache, wrappers would come with kernels inside that nobody sees.)
-    with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
-        graph = make_fx(flat)(*examples)
-        read = [tensor for _, tensor in graph.named_buffers(remove_duplicate=False)]
-        try:
+        patches |= ON_CPU | {"cpp.threads": torch.get_num_threads()}
+    options = {"config_patches": patches, "inner_compile": kept}
+    try:
+        # from a cache, wrappers would come with kernels inside that nobody sees
+        with functorch.patch(enable_autograd_cache=False):
             standalone_compile(
-                graph,
-                examples,
-                dynamic_shapes="from_example_inputs",
-                options={"config_patches": options, "inner_compile": kept},
+                graph, examples, dynamic_shapes="from_example_inputs", options=options
             )
-        except (InductorError, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            needed = "a C++ compiler" if device.type == "cpu" else "triton"
-            raise UsageError(
-                f"compile=True needs {needed} that works: install one, or leave compile out "
-                f"({reason})"
-            ) from error
-
-    take = taker(arguments)
-    return lambda *arguments: made(kernels([*read, *take(arguments)]))
+    except (InductorError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        needed = "a C++ compiler" if device.type == "cpu" else "triton"
+        raise UsageError(
+            f"compile=True needs {needed} that works: install one, or leave compile out ({reason})"
+        ) from error
+    return kernels
 
 
 def settled(tensor: Tensor) -> Tensor:
