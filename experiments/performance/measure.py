@@ -41,7 +41,7 @@ class Sizes:
     floor_envs: int = 4096
     floor_steps: int = 100
     torch_envs: int = 8192
-    torch_rounds: int = 100  # many: where others share the machine, two cores are not always two
+    torch_rounds: int = 100  # many: for seconds at a time two threads can be slower, and one not
     torch_steps: int = 100
     sweep_envs: tuple[int, ...] = (64, 1024, 8192)
     sweep_items: tuple[int, ...] = (100, 10_000, 1_000_000)
